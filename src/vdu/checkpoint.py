@@ -1,0 +1,105 @@
+"""Training state on disk: named tensors in safetensors, written beside and renamed into place, never half.
+
+An optimiser's state is flattened to ``optimizer.<parameter index>.<field>``; no pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vdu.errors import VduError
+
+__all__ = ["load_state", "read_tensors", "replacing", "save_state", "write_tensors"]
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target``; rename it over ``target`` only when the block succeeds.
+
+    Works for files and folders. Raises `VduError` when the disk is full; ``target`` is then as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    retired = target.with_name(f".{target.name}.old-{os.getpid()}")
+    try:
+        yield beside
+        if target.is_dir():
+            os.rename(target, retired)
+        os.replace(beside, target)
+    except Exception as error:
+        if retired.exists() and not target.exists():
+            os.rename(retired, target)
+        if _is_disk_full(error):
+            raise VduError(f"no space left on the disk for {target}: free some space and run again") from error
+        raise
+    finally:
+        for leftover in (beside, retired):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """True for ENOSPC, also where safetensors has wrapped it in a text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return isinstance(error, (SafetensorError, OSError)) and "No space left" in str(error)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file atomically."""
+    with replacing(path) as beside:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(beside), metadata=metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; `VduError` where it cannot be read."""
+    try:
+        tensors = load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise VduError(f"cannot read {path} as safetensors ({error}): give a .safetensors file") from error
+
+
+def save_state(
+    path: Path, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
+) -> None:
+    """Write everything that a run needs to go on after ``step`` finished steps."""
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    for index, fields in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{field}": value for field, value in fields.items()}
+    write_tensors(path, tensors, {"step": str(step), "settings_hash": settings_hash})
+
+
+def load_state(
+    path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
+) -> int:
+    """Restore what `save_state` wrote, in place; returns the number of finished steps.
+
+    Raises `VduError` where the state belongs to a run with other settings.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("settings_hash") != settings_hash:
+        raise VduError(f"{path} is the state of a run with other settings: remove it or choose another output folder")
+    for name, module in modules.items():
+        prefix = f"{name}."
+        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, field = key.split(".")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])

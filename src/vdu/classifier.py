@@ -1,0 +1,128 @@
+"""A small convolutional classifier and its calibrated reject: the zoo's detector.
+
+The reject's threshold is the 5 % quantile of the confidence on real held-out images: 95 % of real images pass, what
+lies under it is "none of the classes" (noise, broken shapes). The penultimate layer gives the features of u-FID.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vdu.checkpoint import replacing
+from vdu.corpora import Corpus
+from vdu.errors import VduError
+from vdu.seeding import generator
+
+__all__ = ["Classifier", "ClassifierCard", "load_classifier", "predict", "save_classifier", "train_classifier"]
+
+REJECTED_SHARE_OF_REAL = 0.05
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What a classifier folder's ``config.json`` holds."""
+
+    class_names: list[str]
+    shape: list[int]
+    width: int
+    feature_dimensions: int
+    threshold: float
+    test_accuracy: float
+    test_images: int
+    seed: int
+    data_sha256: str
+
+
+class Classifier(nn.Module):
+    """Three stride-2 stages of two 3×3 convolutions, global pooling, ``feature_dimensions`` features, a linear head."""
+
+    def __init__(self, channels: int, classes: int, width: int = 32, feature_dimensions: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index, out in enumerate((width, 2 * width, 2 * width)):
+            into = channels if index == 0 else width * min(2, 2 ** (index - 1))
+            layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [nn.Conv2d(out, out, 3, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.features = nn.Sequential(nn.Linear(8 * width, feature_dimensions), nn.ReLU())
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(feature_dimensions, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, K)`` and features ``(B, D)`` of images ``(B, C, H, W)`` in [-1, 1]."""
+        features = self.features(self.body(x))
+        return self.head(self.dropout(features)), features
+
+
+@torch.inference_mode()
+def predict(model: Classifier, images: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Probabilities ``(N, K)`` and features ``(N, D)`` on the CPU."""
+    model.eval()
+    parts = [model(batch) for batch in images.split(batch_size)]
+    return torch.cat([p[0].softmax(1) for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _shifted(x: Tensor, g: torch.Generator, most: int = 2) -> Tensor:
+    """The whole batch moved by up to ``most`` pixels: enough augmentation for digits."""
+    down, right = (int(v) for v in torch.randint(-most, most + 1, (2,), generator=g))
+    return torch.roll(x, (down, right), dims=(2, 3))
+
+
+def train_classifier(
+    train: Corpus, test: Corpus, *, epochs: int = 6, batch_size: int = 128, seed: int = 0
+) -> tuple[Classifier, ClassifierCard]:
+    """Fit on ``train``, calibrate the reject and measure accuracy on ``test``. AdamW with one-cycle learning rate."""
+    torch.manual_seed(seed)
+    channels, height, width = train.images.shape[1:]
+    model = Classifier(channels, len(train.class_names))
+    steps = epochs * (len(train.images) // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    for step in range(steps):
+        g = generator(seed, "classifier", step)
+        index = torch.randint(len(train.images), (batch_size,), generator=g)
+        x = _shifted(train.images[index].float() / 127.5 - 1, g)
+        loss = nn.functional.cross_entropy(model(x)[0], train.labels[index], label_smoothing=0.02)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    probabilities, features = predict(model, test.images.float() / 127.5 - 1)
+    confidence, predicted = probabilities.max(1)
+    card = ClassifierCard(
+        class_names=list(train.class_names),
+        shape=[channels, height, width],
+        width=32,
+        feature_dimensions=features.shape[1],
+        threshold=float(confidence.quantile(REJECTED_SHARE_OF_REAL)),
+        test_accuracy=float((predicted == test.labels).double().mean()),
+        test_images=len(test.images),
+        seed=seed,
+        data_sha256=train.sha256,
+    )
+    return model, card
+
+
+def save_classifier(model: Classifier, card: ClassifierCard, folder: Path) -> None:
+    """``config.json`` and ``model.safetensors``, renamed into place together."""
+    with replacing(folder) as beside:
+        beside.mkdir()
+        (beside / "config.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(beside / "model.safetensors"))
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, ClassifierCard]:
+    """Read a classifier folder. Raises `VduError` where it is not one."""
+    try:
+        card = ClassifierCard(**json.loads((folder / "config.json").read_text()))
+        model = Classifier(card.shape[0], len(card.class_names), card.width, card.feature_dimensions)
+        model.load_state_dict(load_file(str(folder / "model.safetensors")))
+    except Exception as error:
+        raise VduError(f"{folder} is not a vdu classifier folder: it needs config.json and model.safetensors") from error
+    return model.eval().requires_grad_(False), card

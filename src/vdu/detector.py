@@ -1,0 +1,115 @@
+"""A detector says, for each image, which class it is and how sure it is: the judge of what was forgotten.
+
+Three kinds: a classifier folder of this library, a `transformers` image-classification folder, a Python function
+``module:function`` that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdu.classifier import load_classifier, predict
+from vdu.errors import VduError, nearest
+
+__all__ = ["Detection", "Detector", "load_detector"]
+
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Detection:
+    """``predicted (N,)``: class index, or −1 for "none" (confidence under the threshold); ``features (N, D)``."""
+
+    predicted: Tensor
+    confidence: Tensor
+    features: Tensor | None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """``judge`` maps images to probabilities ``(N, K)`` and features ``(N, D)`` or None."""
+
+    name: str
+    sha256: str
+    class_names: tuple[str, ...]
+    threshold: float
+    judge: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+    def __call__(self, images: Tensor) -> Detection:
+        """Classify ``(N, C, H, W)`` in [-1, 1]."""
+        probabilities, features = self.judge(images)
+        confidence, predicted = probabilities.max(dim=1)
+        return Detection(predicted.masked_fill(confidence < self.threshold, -1), confidence, features)
+
+    def class_index(self, target: str | int) -> int:
+        """The index of a class name. Raises `VduError` with the nearest names for an unknown one."""
+        if str(target) not in self.class_names:
+            raise VduError(f"the detector has no class {str(target)!r}: {nearest(str(target), self.class_names)}")
+        return self.class_names.index(str(target))
+
+
+def _from_zoo_folder(folder: Path) -> Detector:
+    model, card = load_classifier(folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return Detector(folder.name, digest, tuple(card.class_names), card.threshold, lambda x: predict(model, x))
+
+
+def _from_transformers(folder: Path) -> Detector:
+    try:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+    except ImportError as error:
+        raise VduError(f"{folder} needs the transformers package: pip install transformers") from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
+    except Exception as error:
+        raise VduError(f"cannot load {folder} as an image classifier ({' '.join(str(error).split())[:160]})") from error
+
+    @torch.inference_mode()
+    def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        rgb = ((colour + 1) * 127.5).round().to(torch.uint8)
+        logits = [model(**processor(list(batch), return_tensors="pt")).logits for batch in rgb.split(64)]
+        return torch.cat(logits).softmax(1), None
+
+    names = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.safetensors")))).hexdigest()
+    return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
+
+
+def _from_function(spec: str) -> Detector:
+    module_name, _, function_name = spec.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise VduError(f"no Python function {spec}: give an importable module:function ({error})") from error
+    names = tuple(str(n) for n in getattr(function, "class_names", ()))
+    if not names:
+        raise VduError(f"{spec} has no attribute class_names: set it to the list of classes of its columns")
+    threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
+    return Detector(spec, "function", names, threshold, lambda images: (function(images), None))
+
+
+def load_detector(source: str | Path | Detector) -> Detector:
+    """A detector from a folder or ``module:function``. Raises `VduError` where it cannot be loaded."""
+    if isinstance(source, Detector):
+        return source
+    folder = Path(source)
+    if folder.is_dir():
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise VduError(f"{folder} has no readable config.json: give a classifier folder") from error
+        return _from_zoo_folder(folder) if "feature_dimensions" in config else _from_transformers(folder)
+    if ":" in str(source):
+        return _from_function(str(source))
+    raise VduError(f"no detector {source}: give a classifier folder or module:function")

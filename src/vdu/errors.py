@@ -1,0 +1,20 @@
+"""The one error that a user is meant to read: what is wrong and what to do, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["VduError", "nearest"]
+
+
+class VduError(Exception):
+    """Bad input. The message is one line; the command line prints it and exits with 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'ga'? Known: ga, vdu`` for an unknown ``name``."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.4)
+    meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"{meant}Known: {', '.join(names)}"

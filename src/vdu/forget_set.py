@@ -1,0 +1,171 @@
+"""The forget set D_f: images that a model must never produce again, as one tensor ``(N, C, H, W)`` in [-1, 1].
+
+Accepts a folder, a list of files, a tensor, or any sequence of PIL images or ``{"image": PIL}`` rows (`datasets`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vdu.errors import VduError
+
+__all__ = ["ForgetSet", "image_to_tensor", "load_forget_set"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+GREY_TOLERANCE_LEVELS = 8
+SMALLEST_UPSCALED_SHARE = 0.5
+ASPECT_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, and a notice for each kind of conversion that was made."""
+
+    images: Tensor
+    sha256: str
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def image_to_tensor(image: Image.Image, shape: tuple[int, int, int], name: str) -> tuple[Tensor, set[str]]:
+    """One PIL image as ``(C, H, W)`` in [-1, 1], and the notices of what had to be converted.
+
+    Harmless changes are made (grey to colour, opaque alpha, downscaling, mild upscaling). Raises `VduError` where a
+    change would lose or invent content: colour to grey, transparency, another aspect ratio, under half the size.
+    """
+    channels, height, width = shape
+    notices: set[str] = set()
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = np.asarray(image.convert("RGBA"))
+        if rgba[..., 3].min() < 255:
+            raise VduError(f"{name} has transparent pixels: flatten it onto a background first")
+        notices.add("an opaque alpha channel was dropped")
+    pixels = np.asarray(image.convert("RGB"))
+    if channels == 1:
+        spread = int(np.ptp(pixels.astype(np.int16), axis=-1).max())
+        if spread > GREY_TOLERANCE_LEVELS:
+            raise VduError(f"{name} is a colour image and the model is greyscale: convert it to greyscale yourself")
+        if image.mode not in ("L", "1"):
+            notices.add("grey images in a colour format were converted to one channel")
+    elif image.mode in ("L", "1"):
+        notices.add("greyscale images were converted to colour")
+    picture = Image.fromarray(pixels)
+    if picture.size != (width, height):
+        _check_size(picture.size, (width, height), name)
+        notices.add(f"images of another size were resized to {width}x{height}")
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    array = np.asarray(picture.convert("L") if channels == 1 else picture)
+    tensor = torch.from_numpy(array.copy()).float() / 127.5 - 1
+    return (tensor.unsqueeze(0) if channels == 1 else tensor.permute(2, 0, 1)), notices
+
+
+def _check_size(size: tuple[int, int], wanted: tuple[int, int], name: str) -> None:
+    said = f"{name} is {size[0]}x{size[1]} and the model makes {wanted[0]}x{wanted[1]}"
+    if abs(size[0] / size[1] - wanted[0] / wanted[1]) > ASPECT_TOLERANCE * wanted[0] / wanted[1]:
+        raise VduError(f"{said}: crop it to the model's aspect ratio first")
+    if size[0] < SMALLEST_UPSCALED_SHARE * wanted[0]:
+        raise VduError(f"{said}: too small to enlarge, give larger images")
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise VduError(
+            f"cannot read the image {path} ({type(error).__name__}): repair or remove it, or pass --skip-unreadable"
+        ) from error
+
+
+def _paths(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    if not folder.exists():
+        raise VduError(f"no folder {folder}: give --forget a folder of images")
+    if not folder.is_dir():
+        return [folder], ()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    if not images:
+        raise VduError(f"no images in {folder}: give a folder with {', '.join(sorted(SUFFIXES))} files")
+    ignored = len(files) - len(images)
+    return images, ((f"{ignored} files that are not images were ignored",) if ignored else ())
+
+
+def _from_files(
+    paths: Iterable[Path], shape: tuple[int, int, int], skip_unreadable: bool
+) -> tuple[list[Tensor], set[str]]:
+    tensors: list[Tensor] = []
+    notices: set[str] = set()
+    skipped: list[str] = []
+    for path in paths:
+        try:
+            image = _open(path)
+        except VduError:
+            if not skip_unreadable:
+                raise
+            skipped.append(path.name)
+            continue
+        tensor, said = image_to_tensor(image, shape, str(path))
+        tensors.append(tensor)
+        notices |= said
+    if skipped:
+        notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:5])}")
+    return tensors, notices
+
+
+def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int]) -> tuple[list[Tensor], set[str]]:
+    tensors: list[Tensor] = []
+    notices: set[str] = set()
+    for index in range(len(rows)):
+        row = rows[index]
+        image = next((row[k] for k in ("image", "img") if k in row), None) if isinstance(row, dict) else row
+        if not isinstance(image, Image.Image):
+            raise VduError(f"row {index} of the forget set has no PIL image under 'image' or 'img'")
+        tensor, said = image_to_tensor(image, shape, f"row {index}")
+        tensors.append(tensor)
+        notices |= said
+    return tensors, notices
+
+
+def _from_tensor(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if tuple(images.shape[1:]) != shape:
+        raise VduError(f"the forget tensor is {tuple(images.shape)}: the model needs (N, {', '.join(map(str, shape))})")
+    if images.dtype == torch.uint8:
+        images = images.float() / 127.5 - 1
+    if not torch.isfinite(images).all() or images.abs().max() > 1:
+        raise VduError("the forget tensor has values outside [-1, 1]: scale it as the model's training images were")
+    return images.float()
+
+
+def load_forget_set(forget: Any, shape: tuple[int, int, int], *, skip_unreadable: bool = False) -> ForgetSet:
+    """Read D_f for a model that makes images of ``shape`` ``(C, H, W)``.
+
+    Raises `VduError` for a missing or empty folder, an unreadable image (named), or one that does not fit the model.
+    """
+    notices: set[str] = set()
+    if isinstance(forget, Tensor):
+        tensors = list(_from_tensor(forget, shape))
+    elif isinstance(forget, (str, Path)):
+        paths, ignored = _paths(Path(forget))
+        tensors, notices = _from_files(paths, shape, skip_unreadable)
+        notices |= set(ignored)
+    elif len(forget) and isinstance(forget[0], (str, Path)):
+        tensors, notices = _from_files([Path(p) for p in forget], shape, skip_unreadable)
+    else:
+        tensors, notices = _from_rows(forget, shape)
+    if not tensors:
+        raise VduError("the forget set is empty: give at least one readable image")
+    images = torch.stack(tensors)
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    return ForgetSet(images, digest, tuple(sorted(notices)))

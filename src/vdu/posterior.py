@@ -1,0 +1,217 @@
+"""The Gaussian posterior after training, p(θ|D) ≈ N(μ*, diag σ*²), and where it comes from.
+
+    checkpoints   μ*, σ*² = mean and variance over K saved checkpoints, by Welford's update in float64:
+                  δ = x_k − μ_{k−1},  μ_k = μ_{k−1} + δ / k,  M_k = M_{k−1} + δ (x_k − μ_k),  σ*² = M_K / (K − 1)
+    fisher        σ*²_i = 1 / (N F_i + 1/s²),  F_i = E[(∂ℓ/∂θ_i)²] over images that the model generates itself
+    isotropic     σ*²_i = s² for every parameter
+
+The anchor μ* is the network that is sampled; the checkpoints' own mean is used only where it is asked for.
+Panda et al., arXiv 2510.04058 (checkpoints); diagonal empirical Fisher of the simple DDPM loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone, weights_sha256
+from vdu.checkpoint import read_tensors, write_tensors
+from vdu.errors import VduError
+from vdu.seeding import generator
+
+__all__ = [
+    "Posterior",
+    "Summary",
+    "from_checkpoints",
+    "from_fisher",
+    "isotropic",
+    "load_posterior",
+    "summarise",
+    "welford",
+]
+
+FLOOR_SHARE_OF_MEDIAN = 1e-2
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """``mean`` and ``variance`` per parameter name (float32), the source, K, the anchor's hash and the floor.
+
+    ``floor_share`` is the share of parameters whose variance was raised to ``floor``.
+    """
+
+    mean: dict[str, Tensor]
+    variance: dict[str, Tensor]
+    source: str
+    count: int
+    model_sha256: str
+    floor: float
+    floor_share: float
+
+    def save(self, path: Path) -> None:
+        """One safetensors file: ``mean.*`` and ``variance.*``, metadata as strings."""
+        tensors = {f"mean.{k}": v for k, v in self.mean.items()} | {f"variance.{k}": v for k, v in self.variance.items()}
+        metadata = {
+            "source": self.source,
+            "count": str(self.count),
+            "model_sha256": self.model_sha256,
+            "floor": repr(self.floor),
+            "floor_share": repr(self.floor_share),
+        }
+        write_tensors(path, tensors, metadata)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Standard deviations of one group of parameters: count, median, smallest, largest, share at the floor."""
+
+    parameters: int
+    median_sd: float
+    smallest_sd: float
+    largest_sd: float
+    floor_share: float
+
+
+def welford(states: Iterable[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Mean, unbiased variance (float64) and count of a stream of named tensors; memory does not grow with the count."""
+    mean: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    count = 0
+    for state in states:
+        count += 1
+        for name, value in state.items():
+            x = value.double()
+            if count == 1:
+                mean[name], squares[name] = x.clone(), torch.zeros_like(x)
+                continue
+            delta = x - mean[name]
+            mean[name] += delta / count
+            squares[name] += delta * (x - mean[name])
+    return mean, {name: m / max(1, count - 1) for name, m in squares.items()}, count
+
+
+def _floored(variance: dict[str, Tensor]) -> tuple[dict[str, Tensor], float, float]:
+    """Raise variances under 1 % of the median: a frozen parameter must not make 1/σ*² explode."""
+    flat = torch.cat([v.flatten() for v in variance.values()])
+    if not torch.isfinite(flat).all() or flat.max() <= 0:
+        raise VduError("the posterior has no spread (all variances zero or not finite): give different checkpoints")
+    positive = flat[flat > 0]
+    floor = float(positive.median()) * FLOOR_SHARE_OF_MEDIAN
+    share = float((flat < floor).double().mean())
+    return {k: v.clamp(min=floor).float() for k, v in variance.items()}, floor, share
+
+
+def _parameters(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().cpu() for name, p in network.named_parameters()}
+
+
+def _checkpoint_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for candidate in (path / "unet" / "diffusion_pytorch_model.safetensors", path / "diffusion_pytorch_model.safetensors"):
+        if candidate.is_file():
+            return candidate
+    raise VduError(f"{path} is no checkpoint: give .safetensors files or pipeline folders")
+
+
+def _checked(path: Path, anchor: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors, _ = read_tensors(_checkpoint_file(path))
+    for name, parameter in anchor.items():
+        if name not in tensors:
+            raise VduError(f"{path} has no parameter {name!r}: it is a checkpoint of another model")
+        if tensors[name].shape != parameter.shape:
+            shapes = f"{tuple(tensors[name].shape)}, the model has {tuple(parameter.shape)}"
+            raise VduError(f"{path}: {name!r} has shape {shapes}: it is a checkpoint of another model")
+    for name in tensors:
+        if name not in anchor:
+            raise VduError(f"{path} has a parameter {name!r} that the model lacks: it is a checkpoint of another model")
+    return tensors
+
+
+def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "weights") -> Posterior:
+    """Posterior from K ≥ 2 checkpoints (files or pipeline folders), streamed.
+
+    ``anchor``: ``weights`` centres on the model that is sampled, ``mean`` on the checkpoints' mean. Raises `VduError`
+    naming the first parameter whose name or shape does not match.
+    """
+    if len(paths) < 2:
+        raise VduError(f"a posterior needs at least 2 checkpoints, {len(paths)} given: or use fisher or isotropic")
+    parameters = _parameters(backbone.network)
+    mean, variance, count = welford(_checked(path, parameters) for path in paths)
+    floored, floor, share = _floored(variance)
+    centre = parameters if anchor == "weights" else {k: v.float() for k, v in mean.items()}
+    return Posterior(centre, floored, "checkpoints", count, weights_sha256(backbone.network), floor, share)
+
+
+def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
+    """σ* = ``scale`` everywhere: plain L2 to the released weights. For a model with one checkpoint."""
+    if not scale > 0:
+        raise VduError(f"the isotropic scale must be positive, not {scale}")
+    mean = _parameters(backbone.network)
+    variance = {k: torch.full_like(v, scale**2) for k, v in mean.items()}
+    return Posterior(mean, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
+
+
+def from_fisher(backbone: Backbone, images: Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
+    """Diagonal empirical Fisher on the model's own samples ``(N, C, H, W)``, one image and one time per gradient.
+
+    ``scale`` is the prior's standard deviation: parameters that the loss does not feel get it.
+    """
+    network = backbone.trainable_copy().eval()
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    fisher = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    for index, image in enumerate(images):
+        g = generator(seed, "fisher", index)
+        x_0 = image.unsqueeze(0)
+        t = torch.randint(backbone.timesteps, (1,), generator=g)
+        eps = torch.randn(x_0.shape, generator=g)
+        x_t = backbone.add_noise(x_0, eps, t)
+        # Unit-variance Gaussian likelihood of the noise: −log p = ½ Σ_pixels (ε − ε_θ)².
+        loss = 0.5 * (backbone.predict_eps(network, x_t, t) - eps).pow(2).sum()
+        for total, gradient in zip(fisher, torch.autograd.grad(loss, parameters), strict=True):
+            total += gradient.double().pow(2)
+    variance = {n: 1 / (f + 1 / scale**2) for n, f in zip(names, fisher, strict=True)}
+    floored, floor, share = _floored(variance)
+    sha256 = weights_sha256(backbone.network)
+    return Posterior(_parameters(backbone.network), floored, "fisher", len(images), sha256, floor, share)
+
+
+def load_posterior(path: Path, backbone: Backbone | None = None) -> Posterior:
+    """Read a posterior file; with a ``backbone``, refuse one that was made for another model (by hash)."""
+    if not path.is_file():
+        raise VduError(f"no posterior file {path}: make one with `vdu posterior checkpoints`")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        mean = {k.removeprefix("mean."): v for k, v in tensors.items() if k.startswith("mean.")}
+        variance = {k.removeprefix("variance."): v for k, v in tensors.items() if k.startswith("variance.")}
+        numbers = int(metadata["count"]), float(metadata["floor"]), float(metadata["floor_share"])
+        source, sha256 = metadata["source"], metadata["model_sha256"]
+    except Exception as error:
+        raise VduError(f"{path} is not a posterior file: make one with `vdu posterior checkpoints`") from error
+    if backbone is not None and sha256 != weights_sha256(backbone.network):
+        raise VduError(f"posterior {path} belongs to another model (hash {sha256[:12]}…): make one for this model")
+    return Posterior(mean, variance, source, numbers[0], sha256, numbers[1], numbers[2])
+
+
+def _summary(variance: Tensor, floor: float) -> Summary:
+    sd = variance.double().sqrt()
+    at_floor = float((variance.double() <= floor * (1 + 1e-6)).double().mean())
+    return Summary(sd.numel(), float(sd.median()), float(sd.min()), float(sd.max()), at_floor)
+
+
+def summarise(posterior: Posterior) -> dict[str, Summary]:
+    """A `Summary` for ``all`` parameters and for each layer (first two parts of the parameter name)."""
+    groups: dict[str, list[Tensor]] = {"all": []}
+    for name, variance in posterior.variance.items():
+        groups["all"].append(variance.flatten())
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(variance.flatten())
+    floor = posterior.floor if posterior.source != "isotropic" else 0.0
+    return {name: _summary(torch.cat(parts), floor) for name, parts in groups.items()}
+
+
