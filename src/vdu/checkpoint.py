@@ -83,9 +83,7 @@ def save_state(
     write_tensors(path, tensors, {"step": str(step), "settings_hash": settings_hash})
 
 
-def load_state(
-    path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
-) -> int:
+def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str) -> int:
     """Restore what `save_state` wrote, in place; returns the number of finished steps.
 
     Raises `VduError` where the state belongs to a run with other settings.

@@ -124,5 +124,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, ClassifierCard]:
         model = Classifier(card.shape[0], len(card.class_names), card.width, card.feature_dimensions)
         model.load_state_dict(load_file(str(folder / "model.safetensors")))
     except Exception as error:
-        raise VduError(f"{folder} is not a vdu classifier folder: it needs config.json and model.safetensors") from error
+        raise VduError(
+            f"{folder} is not a vdu classifier folder: it needs config.json and model.safetensors"
+        ) from error
     return model.eval().requires_grad_(False), card

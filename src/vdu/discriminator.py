@@ -34,7 +34,11 @@ class Discriminator(nn.Module):
         self.register_buffer("spread", torch.ones(dimensions))
         self.register_buffer("frequency", math.pi * torch.arange(1, frequencies + 1).float())
         self.layers = nn.Sequential(
-            nn.Dropout(0.2), nn.Linear(dimensions + 2 * frequencies, hidden), nn.SiLU(), nn.Dropout(0.3), nn.Linear(hidden, 1)
+            nn.Dropout(0.2),
+            nn.Linear(dimensions + 2 * frequencies, hidden),
+            nn.SiLU(),
+            nn.Dropout(0.3),
+            nn.Linear(hidden, 1),
         )
 
     def standardise(self, features: Tensor) -> None:
@@ -84,7 +88,9 @@ def fit_head(
     return head.eval().requires_grad_(False)
 
 
-def fit_discriminator(backbone: Backbone, forget: Tensor, own: Tensor, seed: int, bank_size: int = 3000) -> Discriminator:
+def fit_discriminator(
+    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, bank_size: int = 3000
+) -> Discriminator:
     """The time-dependent discriminator on all times."""
     banks = [
         feature_bank(backbone, images, max(1, bank_size // len(images)), seed, stream)
@@ -107,7 +113,12 @@ def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1)
 
 
 def estimate_share(
-    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, folds: int = 5, t_range: tuple[float, float] = (0.02, 0.25)
+    backbone: Backbone,
+    forget: Tensor,
+    own: Tensor,
+    seed: int,
+    folds: int = 5,
+    t_range: tuple[float, float] = (0.02, 0.25),
 ) -> float:
     """π̂: the undesired share of ``own`` samples, by cross-fitting at low noise. Needs no labels."""
     draws = 4

@@ -1,10 +1,10 @@
 """Figures of the protocol, from arrays of class indices and features; no files, no models.
 
-    PUL        100 (N_orig − N_unl) / N_orig, paired bootstrap over seeds
-    Fréchet    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)            (Heusel et al., arXiv 1706.08500)
-    KID        unbiased MMD² with k(x, y) = (xᵀy / D + 1)³                      (Bińkowski et al., arXiv 1801.01401)
-    precision  share of samples inside the k-NN balls of real features; recall the other way
-               (Kynkäänniemi et al., arXiv 1904.06991)
+PUL        100 (N_orig − N_unl) / N_orig, paired bootstrap over seeds
+Fréchet    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)            (Heusel et al., arXiv 1706.08500)
+KID        unbiased MMD² with k(x, y) = (xᵀy / D + 1)³                      (Bińkowski et al., arXiv 1801.01401)
+precision  share of samples inside the k-NN balls of real features; recall the other way
+           (Kynkäänniemi et al., arXiv 1904.06991)
 """
 
 from __future__ import annotations

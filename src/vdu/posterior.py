@@ -55,7 +55,9 @@ class Posterior:
 
     def save(self, path: Path) -> None:
         """One safetensors file: ``mean.*`` and ``variance.*``, metadata as strings."""
-        tensors = {f"mean.{k}": v for k, v in self.mean.items()} | {f"variance.{k}": v for k, v in self.variance.items()}
+        tensors = {f"mean.{k}": v for k, v in self.mean.items()} | {
+            f"variance.{k}": v for k, v in self.variance.items()
+        }
         metadata = {
             "source": self.source,
             "count": str(self.count),
@@ -113,7 +115,10 @@ def _parameters(network: nn.Module) -> dict[str, Tensor]:
 def _checkpoint_file(path: Path) -> Path:
     if path.is_file():
         return path
-    for candidate in (path / "unet" / "diffusion_pytorch_model.safetensors", path / "diffusion_pytorch_model.safetensors"):
+    for candidate in (
+        path / "unet" / "diffusion_pytorch_model.safetensors",
+        path / "diffusion_pytorch_model.safetensors",
+    ):
         if candidate.is_file():
             return candidate
     raise VduError(f"{path} is no checkpoint: give .safetensors files or pipeline folders")
@@ -213,5 +218,3 @@ def summarise(posterior: Posterior) -> dict[str, Summary]:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(variance.flatten())
     floor = posterior.floor if posterior.source != "isotropic" else 0.0
     return {name: _summary(torch.cat(parts), floor) for name, parts in groups.items()}
-
-
