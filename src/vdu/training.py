@@ -36,7 +36,7 @@ class Training(BaseModel):
     """How long, how fast and from which seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    steps: int
+    cycle_steps: list[int]
     batch_size: int
     learning_rate: float
     warmup_steps: int
@@ -48,6 +48,11 @@ class Training(BaseModel):
     state_every_steps: int
     posterior_checkpoints: int
     posterior_from_fraction: float
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps over all cycles."""
+        return sum(self.cycle_steps)
 
 
 class Recipe(BaseModel):
@@ -84,9 +89,14 @@ def min_snr_weight(alpha_bar: Tensor, gamma: float) -> Tensor:
 
 
 def _learning_rate(training: Training, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    warm = min(1.0, (step + 1) / max(1, training.warmup_steps))
-    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / training.steps))
+    """Cosine cycles with warm restarts, each after a linear warm-up (Loshchilov & Hutter, arXiv 1608.03983)."""
+    start = 0
+    for length in training.cycle_steps:
+        if step < start + length:
+            break
+        start += length
+    warm = min(1.0, (step - start + 1) / max(1, training.warmup_steps))
+    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - start) / length))
 
 
 def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training: Training, step: int) -> Tensor:
