@@ -89,11 +89,11 @@ class Backbone:
         """ε_θ(x_t, t), shape ``(B, C, H, W)``."""
         return self.to_eps(self.output(network, x_t, t), x_t, t)
 
-    def features(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """What the frozen network knows of ``x_t``: its blocks' outputs, pooled to at most 2×2, ``(B, D)``.
+    def original_with_features(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The frozen network's output ``(B, C, H, W)`` and what it knows of ``x_t``, in one pass, no gradients.
 
-        A diffusion U-Net's inner layers separate classes (Baranchuk et al., arXiv 2112.03126), so a discriminator on
-        them generalises from few forget images.
+        Features ``(B, D)`` are its inner blocks' outputs, pooled to at most 2×2. A diffusion U-Net's inner layers
+        separate classes (Baranchuk et al., arXiv 2112.03126), so a discriminator on them generalises from few images.
         """
         taken: list[Tensor] = []
 
@@ -105,11 +105,11 @@ class Backbone:
         handles = [block.register_forward_hook(take) for block in blocks if block is not None]
         try:
             with torch.no_grad():
-                self.network(x_t, t)
+                output = self.output(self.network, x_t, t)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat(taken, dim=1)
+        return output, torch.cat(taken, dim=1)
 
     def denoise(self, network: nn.Module, noise: Tensor, steps: int) -> Tensor:
         """DDIM (η = 0) from ``noise`` ``(B, C, H, W)`` to images in [-1, 1] in ``steps`` network evaluations."""

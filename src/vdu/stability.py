@@ -2,7 +2,7 @@
 
     weights   B = (1/P) Σ_i (θ_i − μ*_i)² / (2σ*_i²)      the Gaussian KL with σ fixed to σ*, P parameters,
                                                           so B = ½ when every parameter is one posterior sd away
-    outputs   B = E_{x ~ own samples, t, ε} ‖ε_θ(x_t, t) − ε_*(x_t, t)‖²      self-distillation (mean over dimensions)
+    outputs   B = E_{x ~ own samples, t, ε} ‖f_θ(x_t, t) − f_*(x_t, t)‖²      self-distillation (mean over dimensions)
 
 `weights` can be taken in two ways. *Explicit*, the paper's: γ∇B joins (1 − γ)∇A before the optimiser. *Proximal*: after
 the optimiser's step, the exact minimiser of its quadratic
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.noising import draw
 from vdu.posterior import Posterior
 
 __all__ = ["OutputStability", "WeightStability"]
@@ -69,13 +70,7 @@ class OutputStability:
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """B on a random batch; a scalar."""
-        index = torch.randint(len(self.own_samples), (batch_size,), generator=g)
-        x_0 = self.own_samples[index]
-        t = torch.randint(self.backbone.timesteps, (batch_size,), generator=g)
-        eps = torch.randn(x_0.shape, generator=g)
-        device = next(network.parameters()).device
-        t = t.to(device)
-        x_t = self.backbone.add_noise(x_0.to(device), eps.to(device), t)
+        noised = draw(self.backbone, self.own_samples, batch_size, g)
         with torch.no_grad():
-            target = self.backbone.output(self.backbone.network, x_t, t)
-        return (self.backbone.output(network, x_t, t) - target).pow(2).mean()
+            target = self.backbone.output(self.backbone.network, noised.x_t, noised.t)
+        return (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean()

@@ -1,0 +1,45 @@
+"""The score of the forget set, ε_f: a copy of the network that is briefly fine-tuned on D_f.
+
+    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t)‖²,  few steps from θ*, Adam with a cosine to zero
+
+Few steps: enough to move towards what the images share, too few to learn them by heart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone
+from vdu.noising import draw
+from vdu.seeding import generator
+
+__all__ = ["fit_forget_score"]
+
+
+def fit_forget_score(
+    backbone: Backbone,
+    forget: Tensor,
+    seed: int,
+    *,
+    steps: int = 100,
+    batch_size: int = 32,
+    learning_rate: float = 3e-4,
+    precision: str = "fp32",
+) -> nn.Module:
+    """A frozen network whose output on ``x_t`` is the forget set's. Deterministic for a seed."""
+    network = backbone.trainable_copy()
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    for step in range(steps):
+        noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
+        target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            error = backbone.output(network, noised.x_t, noised.t) - target
+        optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad(set_to_none=True)
+        error.pow(2).mean().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    return network.eval().requires_grad_(False)

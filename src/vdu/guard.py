@@ -1,0 +1,120 @@
+"""The guard: what a small fixed-seed sample of the network looks like while it is being changed.
+
+    forget share   share of the sample that a judge assigns to the forget set
+    none share     share that is like nothing the model made before
+    diversity      mean distance between samples, relative to the original's
+    change         root mean squared pixel distance to the original's sample of the same seed
+    score          forget share + rise of the none share + loss of diversity; the step with the least is handed out
+
+The judge is a detector where there is one. Without: the discriminator's verdict ``π e^logit > ½`` at low noise, and
+for "none" the distance to the nearest own sample in the frozen network's features, beyond the 95 % quantile of what
+own samples have among themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdu.detector import Detector
+from vdu.discriminator import feature_bank
+from vdu.preparation import Preparation
+from vdu.sampling import sample
+
+__all__ = ["Check", "Guard", "Judge", "detector_judge", "label_free_judge"]
+
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+LARGEST_NONE_RISE = 0.10
+SMALLEST_DIVERSITY = 0.75
+LOOK_DRAWS = 4
+LOOK_RANGE = (0.05, 0.3)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One look at the network. Shares are in 0 … 1."""
+
+    step: int
+    forget_share: float
+    none_share: float
+    diversity: float
+    change: float
+    score: float
+    broken: bool
+
+
+def detector_judge(detector: Detector, target: int) -> Judge:
+    """Forgotten class and "none" as the detector says."""
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        predicted = detector(images).predicted
+        return predicted == target, predicted < 0
+
+    return judge
+
+
+def label_free_judge(preparation: Preparation) -> Judge:
+    """Forget images and own samples are all it knows."""
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        bank = feature_bank(preparation.backbone, images, LOOK_DRAWS, preparation.seed, "look", LOOK_RANGE)
+        logits = head(bank.features, bank.times).view(LOOK_DRAWS, -1).mean(0)
+        features = (bank.features - head.centre) / head.spread
+        return logits, features.view(LOOK_DRAWS, len(images), -1).mean(0)
+
+    head, share = preparation.discriminator, preparation.share
+    own = look(preparation.own_samples)[1]
+    among = torch.cdist(own, own).fill_diagonal_(float("inf")).min(dim=1).values
+    far = among.quantile(0.95)
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = look(images)
+        undesired = share * logits.exp() > 0.5
+        return undesired, torch.cdist(features, own).min(dim=1).values > far
+
+    return judge
+
+
+def _spread(images: Tensor) -> float:
+    return float(torch.pdist(images.flatten(1)).mean())
+
+
+class Guard:
+    """Compares samples of a changing network with the original's, seed by seed."""
+
+    def __init__(
+        self, preparation: Preparation, judge: Judge, *, count: int = 128, sampler_steps: int = 10, seed: int = 77
+    ) -> None:
+        self.preparation, self.judge = preparation, judge
+        self.count, self.sampler_steps, self.seed = count, sampler_steps, seed
+        self.original = self._sample(preparation.backbone.network)
+        forget, none = judge(self.original)
+        self.forget_share, self.none_share = float(forget.double().mean()), float(none.double().mean())
+        self.diversity = _spread(self.original)
+
+    def _sample(self, network: nn.Module) -> Tensor:
+        return sample(
+            self.preparation.backbone,
+            network,
+            self.count,
+            self.seed,
+            steps=self.sampler_steps,
+            precision=self.preparation.precision,
+        )
+
+    def check(self, network: nn.Module, step: int) -> Check:
+        """Sample, judge and score."""
+        images = self._sample(network)
+        if not torch.isfinite(images).all():
+            return Check(step, 1.0, 1.0, 0.0, float("inf"), float("inf"), True)
+        forget, none = (float(flags.double().mean()) for flags in self.judge(images))
+        diversity = _spread(images) / self.diversity
+        change = float((images - self.original).pow(2).mean().sqrt())
+        rise = max(0.0, none - self.none_share)
+        score = forget + rise + max(0.0, 1 - diversity)
+        broken = rise > LARGEST_NONE_RISE or diversity < SMALLEST_DIVERSITY
+        return Check(step, forget, none, diversity, change, score, broken)

@@ -1,0 +1,178 @@
+"""The training loop: devices, schedule, clipping, averaging, guard, rollback, resume. It knows no mathematics.
+
+Random numbers depend on (seed, step) only, and everything else that a step reads is in the state file, so a resumed run
+takes the same steps as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vdu.checkpoint import load_state, replacing, save_state
+from vdu.ema import ema_update
+from vdu.guard import Check, Guard
+from vdu.objective import MethodSettings, Objective
+from vdu.seeding import generator
+
+__all__ = ["LoopResult", "StepRecord", "run_loop"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimiser step did; ``stability`` is the weight regulariser's value, where there is one."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    stability: float | None
+
+
+@dataclass
+class LoopResult:
+    """The network of the best step, and how the loop got there."""
+
+    network: nn.Module
+    best_step: int
+    stop_reason: str
+    history: list[StepRecord] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        return self.history[-1].step if self.history else 0
+
+
+class _Run:
+    """State of one run: the moving network, its average, the best so far."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        settings: MethodSettings,
+        guard: Guard,
+        seed: int,
+        precision: str,
+    ) -> None:
+        self.network, self.objective, self.settings = network, objective, settings
+        self.guard, self.seed, self.precision = guard, seed, precision
+        self.average = copy.deepcopy(network).eval()
+        self.best = copy.deepcopy(network).eval()
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.trained, lr=settings.learning_rate)
+        self.history: list[StepRecord] = []
+        self.checks: list[Check] = []
+
+    def learning_rate(self, step: int) -> float:
+        decay = 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
+        return self.settings.learning_rate * (decay if self.settings.schedule == "cosine" else 1.0)
+
+    def take_step(self, step: int) -> StepRecord:
+        """One optimiser step, numbered from 0."""
+        rate = self.learning_rate(step)
+        self.optimizer.param_groups[0]["lr"] = rate
+        device = self.trained[0].device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.objective.loss(self.network, self.settings.batch_size, generator(self.seed, "loop", step))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.max_gradient_norm)
+        self.objective.after_backward()
+        self.optimizer.step()
+        self.objective.after_step(rate)
+        ema_update(self.average, self.network, self.settings.ema_decay, step)
+        weights = self.objective.weights
+        return StepRecord(step + 1, loss.item(), rate, norm.item(), weights.value() if weights else None)
+
+    def look(self, step: int) -> Check:
+        """Check the average; keep it when it is the best yet. Later steps win ties."""
+        check = self.guard.check(self.average, step)
+        sound = [c.score for c in self.checks if not c.broken]
+        if not check.broken and (not sound or check.score <= min(sound)):
+            self.best.load_state_dict(self.average.state_dict())
+        self.checks.append(check)
+        return check
+
+    def best_step(self) -> int:
+        sound = [c for c in self.checks if not c.broken]
+        return min(sound, key=lambda c: (c.score, -c.step)).step if sound else 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"network": self.network, "average": self.average, "best": self.best}
+
+    def save(self, folder: Path, step: int, identity: str) -> None:
+        with replacing(folder / "records.json") as beside:
+            records = {"history": [asdict(r) for r in self.history], "checks": [asdict(c) for c in self.checks]}
+            beside.write_text(json.dumps(records))
+        save_state(folder / "state.safetensors", step, self.modules(), self.optimizer, identity)
+
+    def load(self, folder: Path, identity: str) -> int:
+        path = folder / "state.safetensors"
+        if not path.is_file():
+            return 0
+        done = load_state(path, self.modules(), self.optimizer, identity)
+        records = json.loads((folder / "records.json").read_text())
+        self.history = [StepRecord(**r) for r in records["history"] if r["step"] <= done]
+        self.checks = [Check(**c) for c in records["checks"] if c["step"] <= done]
+        return done
+
+    def verdict(self, check: Check) -> str | None:
+        """Why to stop after this check, or None to go on."""
+        if check.broken:
+            return f"quality fell at step {check.step}; rolled back to step {self.best_step()}"
+        goal = self.settings.stop_share
+        if goal is not None and check.step > 0 and check.forget_share <= goal:
+            return f"the guard's forget share is down to {check.forget_share:.3f} at step {check.step}"
+        return None
+
+
+def run_loop(
+    network: nn.Module,
+    objective: Objective,
+    settings: MethodSettings,
+    guard: Guard,
+    *,
+    seed: int = 0,
+    precision: str = "fp32",
+    identity: dict[str, Any] | None = None,
+    state_folder: Path | None = None,
+    on_step: Callable[[StepRecord, Check | None], None] | None = None,
+) -> LoopResult:
+    """Train ``network`` in place and return the best step's weights.
+
+    Stops at ``settings.steps``, at the guard's target, when quality falls, or on a non-finite loss. With a
+    ``state_folder`` the state is written at every check and an earlier run with equal ``identity`` is continued.
+    """
+    run = _Run(network, objective, settings, guard, seed, precision)
+    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode())
+    first = run.load(state_folder, digest.hexdigest()) if state_folder else 0
+    step = first
+    reason = run.verdict(run.checks[-1] if run.checks else run.look(0))
+    while reason is None and step < settings.steps:
+        record = run.take_step(step)
+        step += 1
+        if not math.isfinite(record.loss) or not math.isfinite(record.gradient_norm):
+            reason = f"loss or gradient not finite at step {step}; rolled back to step {run.best_step()}"
+            break
+        run.history.append(record)
+        last = step == settings.steps
+        check = run.look(step) if last or step % settings.guard_every_steps == 0 else None
+        if on_step:
+            on_step(record, check)
+        if check:
+            reason = run.verdict(check)
+            if state_folder:
+                run.save(state_folder, step, digest.hexdigest())
+    return LoopResult(run.best, run.best_step(), reason or "all steps taken", run.history, run.checks)

@@ -1,0 +1,37 @@
+"""Every method by name. A new method is one file here with settings and `build`, and one line below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from vdu.errors import VduError, nearest
+from vdu.methods import capped_ascent, gradient_ascent, guided, vdu_bayes, vdu_paper
+from vdu.objective import Method, MethodSettings
+
+__all__ = ["METHODS", "find_method", "make_settings"]
+
+METHODS: dict[str, Method] = {
+    m.name: m for m in (gradient_ascent.METHOD, capped_ascent.METHOD, guided.METHOD, vdu_paper.METHOD, vdu_bayes.METHOD)
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name. Raises `VduError` with the nearest names for an unknown one."""
+    if name not in METHODS:
+        raise VduError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def make_settings(method: Method, values: dict[str, Any]) -> MethodSettings:
+    """The method's settings with ``values`` over the defaults. Raises `VduError` for unknown names and bad values."""
+    known = method.settings.model_fields
+    for name in values:
+        if name not in known:
+            raise VduError(f"method {method.name} has no setting {name!r}: {nearest(name, known)}")
+    try:
+        return method.settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise VduError(f"setting {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from error

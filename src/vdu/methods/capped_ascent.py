@@ -1,0 +1,30 @@
+"""`capped-ascent`: ascent that stops pushing an image once its error is as large as predicting nothing (cap 1)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import nn
+
+from vdu.objective import Method, MethodSettings, Objective
+from vdu.plasticity import Ascent
+from vdu.preparation import Preparation
+from vdu.stability import OutputStability
+
+__all__ = ["METHOD"]
+
+
+class Settings(MethodSettings):
+    """Capped ascent, self-distillation on own samples for stability."""
+
+    learning_rate: float = 5e-5
+    cap: float = Field(1.0, gt=0, description="largest squared error per dimension that is still pushed up")
+    gamma: float = Field(0.8, ge=0, lt=1)
+
+
+def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
+    """A = −min(error, cap), B = outputs."""
+    plasticity = Ascent(preparation.backbone, preparation.forget, cap=settings.cap)
+    return Objective(settings.gamma, plasticity, OutputStability(preparation.backbone, preparation.own_samples))
+
+
+METHOD = Method("capped-ascent", Settings, build)

@@ -1,0 +1,27 @@
+"""`ga`: plain ascent on the forget images' loss, no regulariser. The baseline that collapses; the guard rolls it back."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vdu.objective import Method, MethodSettings, Objective
+from vdu.plasticity import Ascent
+from vdu.preparation import Preparation
+
+__all__ = ["METHOD"]
+
+
+class Settings(MethodSettings):
+    """A small constant learning rate: ascent is fast."""
+
+    steps: int = 60
+    learning_rate: float = 1e-5
+    guard_every_steps: int = 4
+
+
+def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
+    """A = ascent, γ = 0."""
+    return Objective(0.0, Ascent(preparation.backbone, preparation.forget))
+
+
+METHOD = Method("ga", Settings, build)

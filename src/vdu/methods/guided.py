@@ -1,0 +1,33 @@
+"""`guided`: move away from the forget set's score by a constant η, with self-distillation on own samples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from vdu.objective import Method, MethodSettings, Objective
+from vdu.plasticity import Guided
+from vdu.preparation import Preparation
+from vdu.stability import OutputStability
+
+__all__ = ["METHOD"]
+
+
+class Settings(MethodSettings):
+    """η as in ESD; γ weighs self-distillation."""
+
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    eta: float = Field(1.0, ge=0)
+    gamma: float = Field(0.6, ge=0, lt=1)
+
+
+def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
+    """A = guided, B = outputs."""
+    plasticity = Guided(preparation.backbone, preparation.forget, preparation.forget_score, settings.eta)
+    return Objective(settings.gamma, plasticity, OutputStability(preparation.backbone, preparation.own_samples))
+
+
+METHOD = Method("guided", Settings, build)

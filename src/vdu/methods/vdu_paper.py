@@ -1,0 +1,42 @@
+"""`vdu-paper`: the variational objective as published: ascent on D_f, Gaussian KL to the posterior, explicit gradient.
+
+    L = (1 − γ) A + γ B,   A = −E ‖ε − ε_θ‖²,   B = (1/P) Σ_i (θ_i − μ*_i)² / (2σ*_i²)
+
+Panda et al., arXiv 2510.04058. The guard only watches and rolls back; it does not change the objective.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from vdu.objective import Method, MethodSettings, Objective
+from vdu.plasticity import Ascent
+from vdu.preparation import Preparation
+from vdu.stability import WeightStability
+
+__all__ = ["METHOD"]
+
+
+class Settings(MethodSettings):
+    """γ as in the paper; `weighting` and `stability_step` choose between its forms and ours."""
+
+    needs = ("forget", "posterior")
+    steps: int = 60
+    learning_rate: float = 1e-5
+    guard_every_steps: int = 4
+    gamma: float = Field(0.5, ge=0, le=1)
+    weighting: Literal["simple", "elbo"] = "simple"
+    stability_step: Literal["explicit", "proximal"] = "explicit"
+
+
+def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
+    """A = ascent, B = weights."""
+    plasticity = Ascent(preparation.backbone, preparation.forget, settings.weighting)
+    weights = WeightStability(network, preparation.posterior)
+    return Objective(settings.gamma, plasticity, None, weights, settings.stability_step == "explicit")
+
+
+METHOD = Method("vdu-paper", Settings, build)

@@ -1,0 +1,75 @@
+"""What a method is: settings, and two slots filled from what it may use.
+
+    L(θ) = (1 − γ) A(θ) + γ B(θ)
+
+A (plasticity) is a mean over batch and dimensions; B is a mean over batch and dimensions (`outputs`, Bayes target) or
+over parameters (`weights`), so that one γ means the same on networks of any size. Panda et al., arXiv 2510.04058.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vdu.plasticity import Term
+from vdu.preparation import Preparation
+from vdu.stability import WeightStability
+
+__all__ = ["Method", "MethodSettings", "Objective"]
+
+
+class MethodSettings(BaseModel):
+    """Settings that every method has; a method adds its own. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    needs: ClassVar[tuple[str, ...]] = ("forget",)
+
+    steps: int = Field(100, ge=1, description="most optimiser steps; the guard may stop earlier")
+    batch_size: int = Field(32, ge=1, description="images per term and step")
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_gradient_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 hands out the last weights instead of their average")
+    parameters: str = Field("*", description="glob of the parameter names to train, e.g. 'up_blocks.*'")
+    guard_every_steps: int = Field(10, ge=1)
+    stop_share: float | None = Field(0.0, ge=0, description="stop when the guard's forget share is down to this")
+
+
+@dataclass
+class Objective:
+    """The loss of one method: called by the loop, which knows no mathematics."""
+
+    gamma: float
+    plasticity: Term
+    stability: Term | None = None
+    weights: WeightStability | None = None
+    explicit: bool = False
+
+    def loss(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
+        """(1 − γ) A + γ B_outputs on one random batch for each term; a scalar with a graph."""
+        total = (1 - self.gamma) * self.plasticity(network, batch_size, g)
+        return total if self.stability is None else total + self.gamma * self.stability(network, batch_size, g)
+
+    def after_backward(self) -> None:
+        """Add γ∇B of the weight regulariser where the explicit form is asked for."""
+        if self.weights is not None and self.explicit:
+            self.weights.add_gradient(self.gamma)
+
+    def after_step(self, learning_rate: float) -> None:
+        """Take the proximal step of the weight regulariser."""
+        if self.weights is not None and not self.explicit:
+            self.weights.proximal_step(learning_rate, self.gamma)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name, its settings class, and how its objective is built for one run."""
+
+    name: str
+    settings: type[MethodSettings]
+    build: Callable[[Any, Preparation, nn.Module], Objective]

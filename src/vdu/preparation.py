@@ -1,0 +1,67 @@
+"""What a method may ask for before it starts, made once and only on demand: own samples, discriminator, π, ε_f."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone
+from vdu.discriminator import Discriminator, estimate_share, fit_discriminator
+from vdu.errors import VduError
+from vdu.forget_score import fit_forget_score
+from vdu.posterior import Posterior
+from vdu.sampling import sample
+
+__all__ = ["Preparation"]
+
+
+@dataclass
+class Preparation:
+    """Everything is derived from the original model, the forget images ``(N, C, H, W)`` and the seed."""
+
+    backbone: Backbone
+    forget: Tensor
+    seed: int
+    precision: str = "fp32"
+    own_count: int = 512
+    own_sampler_steps: int = 10
+    given_share: float | None = None
+    given_posterior: Posterior | None = None
+
+    @cached_property
+    def own_samples(self) -> Tensor:
+        """``(M, C, H, W)`` images of the original model."""
+        return sample(
+            self.backbone,
+            self.backbone.network,
+            self.own_count,
+            self.seed + 1,
+            steps=self.own_sampler_steps,
+            precision=self.precision,
+        )
+
+    @cached_property
+    def discriminator(self) -> Discriminator:
+        """log p_f / p at every time."""
+        return fit_discriminator(self.backbone, self.forget, self.own_samples, self.seed)
+
+    @cached_property
+    def share(self) -> float:
+        """π: as given, or estimated without labels."""
+        if self.given_share is not None:
+            return self.given_share
+        return estimate_share(self.backbone, self.forget, self.own_samples, self.seed)
+
+    @cached_property
+    def forget_score(self) -> nn.Module:
+        """The network fine-tuned on the forget images."""
+        return fit_forget_score(self.backbone, self.forget, self.seed, precision=self.precision)
+
+    @property
+    def posterior(self) -> Posterior:
+        """p(θ|D). Raises `VduError` when none was given."""
+        if self.given_posterior is None:
+            raise VduError("this method needs a posterior: give --posterior FILE (`vdu posterior` makes one)")
+        return self.given_posterior
