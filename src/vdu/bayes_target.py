@@ -1,6 +1,7 @@
 """The Bayes target: the exact score of what should remain, as one bounded regression that fills both slots.
 
-What the model makes is a mixture ``p = (1 − π) p_r + π p_f``. With ``ρ = π p_f(x_t) / p(x_t)`` the retained part's score is
+What the model makes is a mixture ``p = (1 − π) p_r + π p_f``. With ``ρ = π p_f(x_t) / p(x_t)`` the score
+of the retained part is
 
     f_r(x_t) = (f_* − ρ f_f) / (1 − ρ) = f_* + ρ/(1 − ρ) (f_* − f_f)
 

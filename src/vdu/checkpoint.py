@@ -34,11 +34,11 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield beside
         if target.is_dir():
-            os.rename(target, retired)
-        os.replace(beside, target)
+            target.rename(retired)
+        beside.replace(target)
     except Exception as error:
         if retired.exists() and not target.exists():
-            os.rename(retired, target)
+            retired.rename(target)
         if _is_disk_full(error):
             raise VduError(f"no space left on the disk for {target}: free some space and run again") from error
         raise

@@ -72,7 +72,7 @@ class Discriminator(nn.Module):
 def feature_bank(
     backbone: Backbone, images: Tensor, draws: int, seed: int, stream: str, t_range: tuple[float, float] = (0.0, 1.0)
 ) -> Bank:
-    """Noise every image ``draws`` times, at times uniform in ``t_range`` · T, and keep the frozen network's features."""
+    """Noise every image ``draws`` times, at times uniform in ``t_range`` · T; keep the frozen network's features."""
     x_0, g = images.repeat(draws, 1, 1, 1), generator(seed, "bank", stream)
     low, high = (int(edge * (backbone.timesteps - 1)) for edge in t_range)
     t = torch.randint(low, high + 1, (len(x_0),), generator=g)

@@ -1,4 +1,4 @@
-"""Samples with equal seeds: image i depends only on (seed, i), never on the batch size, so that models can be paired."""
+"""Samples with equal seeds: image i depends only on (seed, i), not on the batch size, so that models can be paired."""
 
 from __future__ import annotations
 

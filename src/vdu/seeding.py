@@ -1,4 +1,4 @@
-"""Random numbers that depend only on (seed, step, stream), so that a resumed run draws what an uninterrupted one would."""
+"""Random numbers that depend on (seed, step, stream) only: a resumed run draws what an uninterrupted one would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ga`: plain ascent on the forget images' loss, no regulariser. The baseline that collapses; the guard rolls it back."""
+"""`ga`: plain ascent on the forget images' loss, no regulariser: it collapses, and the guard rolls it back."""
 
 from __future__ import annotations
 

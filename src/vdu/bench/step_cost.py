@@ -1,0 +1,116 @@
+"""What one unlearning step costs beside one plain fine-tuning step of the same network, as ratios of one run.
+
+Two comparisons, because the methods with a second term also see a second batch: ``per_step`` against a plain step on
+the same number of forget images; ``per_image`` against a plain step on the same number of images in all. The steps are
+taken in turn and the median over rounds is compared, since the machine is noisy. Memory is what the method keeps
+beyond network, gradients and optimiser: bytes for each trained parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from vdu.backbone import Backbone, load_backbone
+from vdu.bayes_target import BayesTarget
+from vdu.checkpoint import replacing
+from vdu.errors import VduError
+from vdu.forget_set import load_forget_set
+from vdu.model_zoo import find_zoo_model
+from vdu.noising import draw
+from vdu.objective import Objective
+from vdu.plasticity import Ascent
+from vdu.posterior import load_posterior
+from vdu.preparation import Preparation
+from vdu.seeding import generator
+from vdu.stability import OutputStability, WeightStability
+
+__all__ = ["run_step_cost"]
+
+BATCH_SIZE = 32
+
+
+def _plain(backbone: Backbone, network: nn.Module, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
+
+    def step() -> None:
+        noised = draw(backbone, images, batch_size, generator(0, "cost"))
+        loss = (backbone.output(network, noised.x_t, noised.t) - noised.eps).pow(2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
+
+    def step() -> None:
+        loss = objective.loss(network, BATCH_SIZE, generator(0, "cost"))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        objective.after_backward()
+        optimizer.step()
+        objective.after_step(1e-6)
+
+    return step
+
+
+def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Callable[[], None], int, float]]:
+    """Name → (step, images per step in units of the batch, extra bytes per parameter)."""
+    ascent, count = Ascent(backbone, preparation.forget), sum(p.numel() for p in backbone.network.parameters())
+    forms: dict[str, tuple[Callable[[], None], int, float]] = {}
+    for name, explicit in (("weights, explicit", True), ("weights, proximal", False)):
+        network = backbone.trainable_copy()
+        weights = WeightStability(network, preparation.posterior)
+        held = sum(t.numel() * t.element_size() for t in (*weights.mean, *weights.precision))
+        forms[name] = (_method(Objective(0.5, ascent, None, weights, explicit), network), 1, held / count)
+    frozen = sum(p.numel() * p.element_size() for p in backbone.network.parameters()) / count
+    network, outputs = backbone.trainable_copy(), OutputStability(backbone, preparation.own_samples)
+    forms["outputs"] = (_method(Objective(0.5, ascent, outputs), network), 2, frozen)
+    network, parts = backbone.trainable_copy(), (preparation.forget_score, preparation.discriminator, 0.1, 0.9)
+    bayes = [BayesTarget(backbone, images, *parts) for images in (preparation.forget, preparation.own_samples)]
+    forms["bayes target (vdu)"] = (_method(Objective(0.5, bayes[0], bayes[1]), network), 2, 2 * frozen)
+    return forms
+
+
+def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -> None:
+    """Measure on the zoo's MNIST model and write ``step-cost/step-cost.json``-like files, one for each form."""
+    zoo = find_zoo_model("mnist")
+    if zoo is None:
+        raise VduError("step-cost needs the zoo model 'mnist', which is not shipped")
+    backbone = load_backbone(zoo.pipeline)
+    forget = load_forget_set(zoo.forget("3"), backbone.shape).images
+    preparation = Preparation(backbone, forget, 0, own_count=128, given_posterior=load_posterior(zoo.posterior))
+    forms = _forms(backbone, preparation)
+    plain = {k: _plain(backbone, backbone.trainable_copy(), forget, k * BATCH_SIZE) for k in (1, 2)}
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        steps = {f"plain {k}": step for k, step in plain.items()} | {name: form[0] for name, form in forms.items()}
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+    middle = {name: median(values[3:]) for name, values in seconds.items()}
+    for name, (_, images, extra) in forms.items():
+        row = {
+            "form": name,
+            "per_step": round(middle[name] / middle["plain 1"], 3),
+            "per_image": round(middle[name] / middle[f"plain {images}"], 3),
+            "extra_bytes_per_parameter": round(extra, 2),
+            "batch_size": BATCH_SIZE,
+            "rounds": rounds,
+        }
+        path = results / "step-cost" / f"{name.replace(',', '').replace(' ', '-')}.json"
+        with replacing(path) as beside:
+            beside.write_text(json.dumps({"row": row}, indent=1) + "\n")
+        say(f"{name}: {row['per_step']} per step, {row['per_image']} per image")

@@ -1,0 +1,72 @@
+"""Tables from result files: every row as JSON, or the mean and range of each method as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from vdu.errors import VduError
+
+__all__ = ["read_rows", "render", "summary"]
+
+COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_original", "total_variation", "changed", "seconds")
+
+
+def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
+    """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
+    files = sorted((results / suite).glob("*.json"))
+    contents = [json.loads(path.read_text()) for path in files]
+    rows = [content.get("row", content) for content in contents]
+    if not rows:
+        raise VduError(f"no results of {suite} in {results}: make them with `vdu bench run {suite}`")
+    return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
+
+
+def _cell(values: Iterable[float | None]) -> str:
+    numbers = [v for v in values if v is not None]
+    if not numbers:
+        return "not measured"
+    return f"{mean(numbers):.2f} ({min(numbers):.2f} … {max(numbers):.2f})"
+
+
+def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Header and one line for each method: runs, mean (least … most) of each figure."""
+    lines = [["method", "runs", *COLUMNS]]
+    for method in sorted({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method and "pul" in r]
+        lines.append([method, str(len(mine)), *(_cell(r.get(column) for r in mine) for column in COLUMNS)])
+    return lines
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rule = ["-" * width for width in widths]
+    shown = [lines[0], rule, *lines[1:]]
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in shown)
+
+
+def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """PUL of each method (columns) on each target (lines), mean (least … most) over seeds."""
+    methods = sorted({r["method"] for r in rows})
+    lines = [["PUL of target", *methods]]
+    for target in sorted({str(r["target"]) for r in rows}):
+        of_target = [r for r in rows if str(r["target"]) == target]
+        cells = [_cell(r.get("pul") for r in of_target if r["method"] == method) for method in methods]
+        lines.append([target, *cells])
+    return lines
+
+
+def render(suite: str, results: Path, format_: str) -> str:
+    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows."""
+    if format_ not in ("table", "json"):
+        raise VduError(f"unknown format {format_!r}: give table or json")
+    rows = read_rows(suite, results)
+    if format_ == "json":
+        return json.dumps(rows, indent=1)
+    if suite == "step-cost":
+        header = list(rows[0])
+        return _aligned([header, *([str(row[name]) for name in header] for row in rows)])
+    return f"{_aligned(summary(rows))}\n\n{_aligned(_by_target(rows))}"

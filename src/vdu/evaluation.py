@@ -1,0 +1,160 @@
+"""`vdu evaluate`: original and unlearned model sampled with equal seeds, judged by a detector, as one dictionary.
+
+Every figure's meaning stands in `vdu.metrics`. What could not be measured is None, never a default.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vdu import metrics
+from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.detector import Detection, Detector, load_detector
+from vdu.errors import VduError
+from vdu.provenance import code_commit, package_versions
+from vdu.reference import Reference, load_reference
+from vdu.sampling import sample
+
+__all__ = ["Evaluation", "Sampler", "evaluate", "figures"]
+
+FEWEST_FOR_FEATURES = 100
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How evaluation samples are made: DDIM, η = 0."""
+
+    steps: int = 10
+    precision: str = "bf16"
+    seed: int = 1000
+    count: int = 2000
+
+    def draw(self, backbone: Backbone) -> Tensor:
+        """``(count, C, H, W)`` in [-1, 1]."""
+        return sample(backbone, backbone.network, self.count, self.seed, steps=self.steps, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The record (JSON-able), both sample sets, and which originals were of the target."""
+
+    record: dict[str, Any]
+    before: Tensor
+    after: Tensor
+    marks: list[bool]
+
+
+def _share(flags: Tensor) -> dict[str, float | None]:
+    return asdict(metrics.share_interval(flags))
+
+
+def _class_figures(before: Tensor, after: Tensor, target: int, classes: int) -> dict[str, Any]:
+    """PUL, shares, shift: from class indices ``(N,)`` of paired samples."""
+    shares_before, shares_after = (metrics.class_shares(x, classes) for x in (before, after))
+    kept = [i for i in range(classes) if i != target]
+    return {
+        "pul": asdict(metrics.pul(before == target, after == target)),
+        "count_before": int((before == target).sum()),
+        "count_after": int((after == target).sum()),
+        "share_before": _share(before == target),
+        "share_after": _share(after == target),
+        "share_none_before": _share(before < 0),
+        "share_none": _share(after < 0),
+        "share_retained_before": _share((before != target) & (before >= 0)),
+        "share_retained": _share((after != target) & (after >= 0)),
+        "shares_before": shares_before,
+        "shares_after": shares_after,
+        "total_variation": metrics.total_variation([shares_before[i] for i in kept], [shares_after[i] for i in kept]),
+        "changed": metrics.paired_changes(before, after, target),
+    }
+
+
+def _feature_figures(before: Detection, after: Detection, real: Tensor | None, target: int) -> dict[str, float | None]:
+    """u-FID, KID, precision, recall of all samples that are not of the target, original and unlearned alike."""
+    names = ("u_fid", "kid", "precision", "recall")
+    figures: dict[str, float | None] = dict.fromkeys([*names, *(f"{n}_original" for n in names)])
+    for suffix, detection in (("", after), ("_original", before)):
+        if real is None or detection.features is None:
+            continue
+        features = detection.features[detection.predicted != target]
+        if len(features) < FEWEST_FOR_FEATURES:
+            continue
+        precision, recall = metrics.precision_recall(features, real)
+        figures[f"u_fid{suffix}"] = metrics.frechet_distance(features, real)
+        figures[f"kid{suffix}"] = metrics.kernel_distance(features, real)
+        figures[f"precision{suffix}"], figures[f"recall{suffix}"] = precision, recall
+    return figures
+
+
+def figures(
+    before: Detection, after: Detection, target: int, classes: int, reference: Reference | None = None
+) -> dict[str, Any]:
+    """All figures of the protocol from two detections of paired samples."""
+    real = reference.retained(target) if reference is not None else None
+    return _class_figures(before.predicted, after.predicted, target, classes) | _feature_figures(
+        before, after, real, target
+    )
+
+
+def evaluate(
+    original: Any,
+    unlearned: Any,
+    detector: str | Path | Detector,
+    target: str,
+    *,
+    reference: str | Path | Reference | None = None,
+    oracle: Any = None,
+    sampler: Sampler | None = None,
+    before: Tensor | None = None,
+) -> Evaluation:
+    """Compare two models (pipelines, folders or `Backbone`s) on ``sampler.count`` paired samples.
+
+    ``before`` takes the original's samples where they are already made with the same sampler. Raises `VduError` for an
+    unknown class, models of different shape, or a reference of another extractor.
+    """
+    started, sampler, judge = time.monotonic(), sampler or Sampler(), load_detector(detector)
+    first, second = (m if isinstance(m, Backbone) else load_backbone(m) for m in (original, unlearned))
+    if first.shape != second.shape:
+        raise VduError(f"the models make images of different shape: {first.shape} and {second.shape}")
+    index = judge.class_index(target)
+    if isinstance(reference, (str, Path)):
+        reference = load_reference(Path(reference), judge, first.shape)
+    before = sampler.draw(first) if before is None else before
+    after = sampler.draw(second)
+    seen_before, seen_after = judge(before), judge(after)
+    record = _heading(first, second, judge, target, sampler, reference)
+    record |= figures(seen_before, seen_after, index, len(judge.class_names), reference)
+    record["u_fid_oracle"] = None
+    if oracle is not None and reference is not None:
+        seen = judge(sampler.draw(oracle if isinstance(oracle, Backbone) else load_backbone(oracle)))
+        record["u_fid_oracle"] = _feature_figures(seen, seen, reference.retained(index), index)["u_fid"]
+    record["seconds"] = round(time.monotonic() - started, 2)
+    return Evaluation(record, before, after, (seen_before.predicted == index).tolist())
+
+
+def _heading(
+    first: Backbone, second: Backbone, judge: Detector, target: str, sampler: Sampler, reference: Reference | None
+) -> dict[str, Any]:
+    extractor = None
+    if reference is not None:
+        dimensions, count = reference.features.shape[1], len(reference.features)
+        extractor = {"name": judge.name, "sha256": judge.sha256, "dimensions": dimensions, "reference_images": count}
+    return {
+        "schema": 1,
+        "original_sha256": weights_sha256(first.network),
+        "unlearned_sha256": weights_sha256(second.network),
+        "target": target,
+        "samples": sampler.count,
+        "seed": sampler.seed,
+        "sampler": {"name": "DDIM", "steps": sampler.steps, "eta": 0.0, "precision": sampler.precision},
+        "detector": {"name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold},
+        "class_names": list(judge.class_names),
+        "extractor": extractor,
+        "git_commit": code_commit(),
+        "versions": package_versions(),
+    }

@@ -1,0 +1,66 @@
+"""Small trained models that come with the project, each a folder under ``zoo/`` with its provenance.
+
+pipeline/                ordinary diffusers folder, EMA weights
+posterior.safetensors    p(θ|D) from the training checkpoints
+classifier/              detector and feature extractor
+reference.safetensors    classifier features (N, D) and labels (N,) of real held-out images
+forget/<class>/*.png     images to forget
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ZooModel", "find_zoo_model", "zoo_models"]
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """Paths of one shipped model."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def pipeline(self) -> Path:
+        return self.folder / "pipeline"
+
+    @property
+    def posterior(self) -> Path:
+        return self.folder / "posterior.safetensors"
+
+    @property
+    def classifier(self) -> Path:
+        return self.folder / "classifier"
+
+    @property
+    def reference(self) -> Path:
+        return self.folder / "reference.safetensors"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the weights: recipe, data hash, seed, quality."""
+        provenance: dict[str, Any] = json.loads((self.folder / "provenance.json").read_text())
+        return provenance
+
+    def forget(self, class_name: str) -> Path:
+        """The folder of shipped forget images of one class."""
+        return self.folder / "forget" / class_name
+
+
+def zoo_models() -> list[ZooModel]:
+    """All shipped models, by name."""
+    return [ZooModel(path.parent) for path in sorted(ZOO.glob("*/provenance.json"))]
+
+
+def find_zoo_model(name: str) -> ZooModel | None:
+    """The shipped model of that name, or None."""
+    return next((model for model in zoo_models() if model.name == name), None)

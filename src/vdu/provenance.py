@@ -1,0 +1,26 @@
+"""Where a result comes from: package versions and the commit of the code, for every result file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+__all__ = ["code_commit", "package_versions"]
+
+PACKAGES = ("torch", "diffusers", "accelerate", "safetensors", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def code_commit() -> str | None:
+    """The commit of the checkout that this code runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

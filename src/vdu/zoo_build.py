@@ -1,0 +1,88 @@
+"""Make a zoo folder from a finished training run: pipeline, posterior, classifier, reference features, forget images.
+
+Quality is measured on the way and written to ``provenance.json``: share of samples that pass the classifier's reject,
+share of every class, classifier accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vdu.backbone import load_backbone, weights_sha256
+from vdu.checkpoint import replacing
+from vdu.classifier import save_classifier, train_classifier
+from vdu.corpora import Corpus, load_corpus
+from vdu.detector import load_detector
+from vdu.errors import VduError
+from vdu.evaluation import Sampler
+from vdu.metrics import class_shares
+from vdu.posterior import from_checkpoints
+from vdu.provenance import package_versions
+from vdu.reference import Reference
+
+__all__ = ["build_zoo_model"]
+
+FORGET_IMAGES = 100
+
+
+def _write_forget_images(corpus: Corpus, folder: Path) -> None:
+    for index, name in enumerate(corpus.class_names):
+        (folder / name).mkdir(parents=True)
+        chosen = (corpus.labels == index).nonzero().flatten()[:FORGET_IMAGES]
+        for number in chosen.tolist():
+            pixels = corpus.images[number].permute(1, 2, 0).squeeze(-1).numpy()
+            Image.fromarray(pixels).save(folder / name / f"{number:05d}.png", optimize=True)
+
+
+def _quality(folder: Path, sampler: Sampler) -> dict[str, Any]:
+    backbone, detector = load_backbone(folder / "pipeline"), load_detector(folder / "classifier")
+    images = sampler.draw(backbone)
+    shares = class_shares(detector(images).predicted, len(detector.class_names))
+    nearest_class = class_shares(detector.judge(images)[0].argmax(1), len(detector.class_names))
+    return {
+        "samples": sampler.count,
+        "sampler": {"name": "DDIM", "steps": sampler.steps, "eta": 0.0, "seed": sampler.seed},
+        "accepted_percent": 100 - shares[-1],
+        "class_percent_of_all": dict(zip(detector.class_names, shares[:-1], strict=True)),
+        "class_percent_without_reject": dict(zip(detector.class_names, nearest_class[:-1], strict=True)),
+    }
+
+
+def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Write the folder ``out`` (replaced as a whole) from the run folder of `train`; returns the provenance."""
+    try:
+        provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
+    except OSError as error:
+        raise VduError(f"{run} has no provenance.json: finish `vdu train` into it first") from error
+    name = provenance["recipe"]["corpus"]
+    train, test = load_corpus(name, data), load_corpus(name, data, "test")
+    with replacing(out) as beside:
+        beside.mkdir()
+        shutil.copytree(run / "pipeline", beside / "pipeline")
+        shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
+        backbone = load_backbone(beside / "pipeline")
+        posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
+        posterior.save(beside / "posterior.safetensors")
+        save_classifier(*train_classifier(train, test), beside / "classifier")
+        detector = load_detector(beside / "classifier")
+        features = detector(test.images.float() / 127.5 - 1).features
+        assert features is not None
+        Reference(features, test.labels).save(beside / "reference.safetensors", detector)
+        _write_forget_images(train, beside / "forget")
+        provenance |= {
+            "build_command": f"vdu zoo build --run RUN --data DATA --out OUT",
+            "model_sha256": weights_sha256(backbone.network),
+            "parameters": sum(p.numel() for p in backbone.network.parameters()),
+            "posterior_checkpoints": posterior.count,
+            "classifier": json.loads((beside / "classifier" / "config.json").read_text()),
+            "forget_images": f"the first {FORGET_IMAGES} training images of each class; the name is the image's number",
+            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (10, 50)],
+            "versions": package_versions(),
+        }
+        (beside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    return provenance

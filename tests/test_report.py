@@ -1,0 +1,278 @@
+"""The report, the model card and the picture grids: what they say, what they must not say, what they must not load."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vdu.grids import PAIR_GAP, before_after, image_grid, png_data_uri
+from vdu.model_card import write_model_card
+from vdu.report import number, percent, verdict, write_report
+
+SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
+
+
+@pytest.fixture()
+def unlearning() -> dict[str, Any]:
+    rise = {"learning_rate": 1e-4, "gradient_norm": 0.5, "stability": None}
+    look = {"none_share": 0.04, "diversity": 0.98, "change": 0.2, "score": 0.1, "broken": False}
+    return {
+        "schema": 1,
+        "vdu_version": "0.1.0",
+        "git_commit": None,
+        "model": "mnist",
+        "model_sha256": SHA["original"],
+        "result_sha256": SHA["unlearned"],
+        "method": "vdu",
+        "settings": {"steps": 80, "gamma": 0.5, "learning_rate": 1e-4, "stop_share": None, "parameters": "*"},
+        "seed": 0,
+        "precision": "bf16",
+        "device": "cpu",
+        "forget": {"source": "threes", "images": 100, "sha256": SHA["forget"], "notices": ["2 images were resized"]},
+        "target": "3",
+        "share": 0.11,
+        "share_source": "estimated",
+        "posterior": {"source": "zoo", "count": 8, "floor_share": 0.2},
+        "steps": 80,
+        "best_step": 80,
+        "stop_reason": "all steps taken",
+        "seconds": 41.2,
+        "preparation_seconds": 14.0,
+        "history": [{"step": i + 1, "loss": 1 / (i + 1) + 0.1, **rise} for i in range(80)],
+        "guard": [{"step": i, "forget_share": 0.11 * (1 - i / 82), **look} for i in range(0, 81, 20)],
+        "versions": {"torch": "2.13.0", "diffusers": "0.35.0"},
+    }
+
+
+def _interval(value: float | None, half: float = 1.0) -> dict[str, float | None]:
+    return {"value": value, "low": None if value is None else value - half, "high": None if value is None else value + half}
+
+
+@pytest.fixture()
+def evaluation() -> dict[str, Any]:
+    before = [9.9, 10.4, 9.7, 12.1, 9.6, 8.7, 9.5, 9.8, 8.9, 9.3, 2.1]
+    after = [11.0, 11.9, 11.2, 0.2, 10.7, 10.4, 10.6, 11.0, 10.2, 10.5, 2.3]
+    return {
+        "schema": 1,
+        "original": "mnist",
+        "unlearned": "this result",
+        "original_sha256": SHA["original"],
+        "unlearned_sha256": SHA["unlearned"],
+        "target": "3",
+        "samples": 2000,
+        "seed": 1000,
+        "sampler": {"name": "DDIM", "steps": 10, "eta": 0.0, "precision": "bf16"},
+        "detector": {"name": "mnist-classifier", "sha256": SHA["detector"], "threshold": 0.71},
+        "class_names": [str(i) for i in range(10)],
+        "pul": {"value": 98.4, "low": 97.0, "high": 99.3},
+        "count_before": 242,
+        "count_after": 4,
+        "share_before": _interval(12.1),
+        "share_after": {"value": 0.2, "low": 0.1, "high": 0.5},
+        "share_none_before": _interval(2.1),
+        "share_none": _interval(2.3),
+        "share_retained_before": _interval(85.8),
+        "share_retained": _interval(97.5),
+        "shares_before": before,
+        "shares_after": after,
+        "total_variation": 2.2,
+        "changed": 4.7,
+        "u_fid": 3.1,
+        "u_fid_original": 3.0,
+        "u_fid_oracle": None,
+        "kid": 0.0021,
+        "kid_original": -0.0003,
+        "precision": 91.2,
+        "recall": 88.4,
+        "precision_original": 91.6,
+        "recall_original": 89.0,
+        "extractor": {"name": "mnist-classifier", "sha256": SHA["detector"], "dimensions": 64, "reference_images": 9000},
+        "seconds": 60.0,
+    }
+
+
+def _render(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any] | None, size: int = 28) -> str:
+    images = torch.rand(3, 16, 1, size, size) * 2 - 1
+    marks = [i % 4 == 0 for i in range(16)] if evaluation else None
+    path, (before, after, forget) = tmp_path / "report.html", images
+    write_report(
+        path, unlearning=unlearning, evaluation=evaluation, before=before, after=after, forget=forget, marks=marks
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_verdict_of_success(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    assert verdict(unlearning, evaluation) == (
+        "The model made class 3 in 12.1 % of its pictures before and in 0.2 % after (PUL 98.4 %, 95 % interval 97.0 to "
+        "99.3, N = 2000); its other pictures kept their quality (u-FID 3.10, original 3.00)."
+    )
+
+
+def test_verdict_of_failure(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    evaluation["pul"] = {"value": 55.0, "low": 49.9, "high": 60.0}
+    assert verdict(unlearning, evaluation).startswith("The model did NOT forget class 3: it made it in 12.1 %")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"u_fid": 3.46}, "the quality of its other pictures fell (u-FID 3.46, original 3.00)"),
+        ({"share_none": _interval(5.2)}, "pictures of no class rose from 2.1 % to 5.2 %"),
+    ],
+)
+def test_verdict_of_lost_quality(
+    unlearning: dict[str, Any], evaluation: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    sentence = verdict(unlearning, evaluation | change)
+    assert said in sentence
+    assert "; but " in sentence
+    assert "kept their quality" not in sentence
+
+
+def test_verdict_claims_nothing_that_was_not_measured(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    assert "u-FID was not measured" in verdict(unlearning, evaluation | {"u_fid": None})
+    nothing = evaluation | {"pul": _interval(None), "count_before": 0, "share_before": _interval(0.0, 0)}
+    assert "cannot be said" in verdict(unlearning, nothing)
+
+
+def test_verdict_without_evaluation(unlearning: dict[str, Any]) -> None:
+    unlearning["guard"][-1]["forget_share"] = 0.004
+    assert verdict(unlearning, None) == (
+        "Forgetting was not measured: no detector was given; the label-free guard saw the forget content in 11.0 % of "
+        "the pictures before and in 0.4 % at step 80."
+    )
+    unlearning["guard"][-1]["forget_share"] = 0.10
+    assert "did NOT see the model forget" in verdict(unlearning, None)
+    assert "counting with judge.py, saw" not in verdict(unlearning | {"guard_judge": "judge.py", "guard": []}, None)
+    assert "is the original: the model did NOT forget" in verdict(unlearning | {"best_step": 0}, None)
+
+
+def test_report_with_evaluation_loads_nothing(
+    tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    page = _render(tmp_path, unlearning, evaluation)
+    assert verdict(unlearning, evaluation) in page
+    for forbidden in ('src="http', "<link", "<script", "url(", "@import"):
+        assert forbidden not in page
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)', page))
+    assert page.count("<img") == len(re.findall(r'alt="[^"]{10,}"', page)) == 2
+    assert page.count("<svg") == 2
+    assert "97.0 to 99.3" in page
+    assert "kept step 80" in page
+    assert "2 images were resized" in page
+
+
+def test_report_without_evaluation(tmp_path: Path, unlearning: dict[str, Any]) -> None:
+    unlearning |= {"target": None, "posterior": None, "share": None, "guard": [], "history": []}
+    page = _render(tmp_path, unlearning, None)
+    assert "no class was named" in page
+    assert "not measured, no evaluation was made" in page
+    assert "<svg" not in page
+
+
+def test_hostile_names_are_escaped(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    hostile = "<script>alert(1)</script>|`[x](javascript:1)"
+    evaluation["class_names"][3] = evaluation["target"] = hostile
+    unlearning["model"] = unlearning["forget"]["source"] = hostile
+    page = _render(tmp_path, unlearning, evaluation)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    write_model_card(tmp_path, unlearning, evaluation)
+    body = (tmp_path / "README.md").read_text().split("\n---\n", 1)[1]
+    assert "<script" not in body
+    assert "[x](" not in body
+
+
+def test_none_prints_as_not_measured(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    names = ("u_fid", "kid", "precision", "recall")
+    missing = [*names, *(f"{name}_original" for name in names), "extractor"]
+    full = _render(tmp_path, unlearning, evaluation)
+    page = _render(tmp_path, unlearning, evaluation | dict.fromkeys(missing) | {"changed": float("nan")})
+    assert "<td>not measured</td>" not in full
+    assert page.count("<td>not measured</td>") == 9
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower().split("<body>")[1]
+
+
+def test_other_weights_are_noticed(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    notice = "not the ones that this run produced"
+    assert notice not in _render(tmp_path, unlearning, evaluation)
+    assert notice in _render(tmp_path, unlearning, evaluation | {"unlearned_sha256": "0" * 64})
+
+
+def test_report_takes_json_with_non_finite_figures(tmp_path: Path, unlearning: dict[str, Any]) -> None:
+    broken = {"forget_share": 1.0, "none_share": 1.0, "diversity": 0.0, "change": float("inf"), "broken": True}
+    unlearning["guard"].append({"step": 100, "score": float("inf"), **broken})
+    unlearning["history"][5]["loss"] = float("nan")
+    page = _render(tmp_path, json.loads(json.dumps(unlearning)), None, size=160)
+    assert 'class="broken"' in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.0"), (0.004, "0.004"), (99.97, "99.970"), (100, "100.0"), (None, "not measured")]
+)
+def test_numbers_are_not_rounded_into_claims(value: float | None, text: str) -> None:
+    assert number(value) == text
+    assert percent(value) == (text if value is None else f"{text} %")
+
+
+def test_model_card(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    from huggingface_hub import ModelCard
+
+    write_model_card(tmp_path, unlearning | {"model": "google/ddpm-cifar10-32"}, evaluation)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "diffusers"
+    assert card.data.base_model == "google/ddpm-cifar10-32"
+    assert card.data.tags == ["unlearning", "vdu"]
+    for said in ("PUL 98.4 %", "2510.04058", "does not prove that fine-tuning", "| PUL | – | 98.4 % (97.0 to 99.3) |"):
+        assert said in card.text
+    write_model_card(tmp_path, copy.deepcopy(unlearning), None)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None
+    assert "Forgetting was not measured" in card.text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_size_and_pixels(channels: int) -> None:
+    images = torch.full((5, channels, 4, 6), -1.0)
+    images[4] = 1.0
+    sheet = image_grid(images, columns=3, scale=2)
+    assert sheet.size == (3 * 12 + 2 * 2, 2 * 8 + 2)
+    assert sheet.getpixel((0, 0)) == (0, 0, 0, 255)
+    assert sheet.getpixel((14 + 11, 10 + 7)) == (255, 255, 255, 255)
+    assert sheet.getpixel((12, 0))[3] == 0
+    assert image_grid(images[:2], columns=3, scale=1).size == (2 * 6 + 2, 4)
+
+
+def test_before_after_pairs_rows_and_frames_marked_originals() -> None:
+    images = torch.zeros(5, 1, 8, 8)
+    plain = before_after(images, images, 4, 3)
+    marked = before_after(images, images, 4, 3, [True] + [False] * 4)
+    assert plain.size == marked.size
+    assert plain.height == 2 * (2 * 24 + 2) + PAIR_GAP + 2
+    red = [pixel for _, pixel in marked.getcolors(100_000) if pixel[0] > 200 and pixel[1] < 60]
+    assert red
+    assert not [pixel for _, pixel in plain.getcolors(100_000) if pixel[0] > 200 and pixel[1] < 60]
+    with pytest.raises(ValueError, match="pair up"):
+        before_after(images, images[:4], 4)
+
+
+def test_grids_take_broken_images_and_refuse_what_is_none() -> None:
+    assert image_grid(torch.full((1, 1, 2, 2), float("nan")), 1).getpixel((0, 0))[0] == 128
+    with pytest.raises(ValueError, match="expected"):
+        image_grid(torch.zeros(2, 2, 4, 4), 2)
+
+
+def test_png_data_uri_reads_back() -> None:
+    sheet = image_grid(torch.zeros(2, 3, 4, 4), 2)
+    kind, data = png_data_uri(sheet).split(",")
+    assert kind == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == sheet.size
