@@ -21,7 +21,7 @@ from vdu.report import number, percent, verdict, write_report
 SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
 
 
-@pytest.fixture()
+@pytest.fixture
 def unlearning() -> dict[str, Any]:
     rise = {"learning_rate": 1e-4, "gradient_norm": 0.5, "stability": None}
     look = {"none_share": 0.04, "diversity": 0.98, "change": 0.2, "score": 0.1, "broken": False}
@@ -54,10 +54,14 @@ def unlearning() -> dict[str, Any]:
 
 
 def _interval(value: float | None, half: float = 1.0) -> dict[str, float | None]:
-    return {"value": value, "low": None if value is None else value - half, "high": None if value is None else value + half}
+    return {
+        "value": value,
+        "low": None if value is None else value - half,
+        "high": None if value is None else value + half,
+    }
 
 
-@pytest.fixture()
+@pytest.fixture
 def evaluation() -> dict[str, Any]:
     before = [9.9, 10.4, 9.7, 12.1, 9.6, 8.7, 9.5, 9.8, 8.9, 9.3, 2.1]
     after = [11.0, 11.9, 11.2, 0.2, 10.7, 10.4, 10.6, 11.0, 10.2, 10.5, 2.3]
@@ -95,7 +99,12 @@ def evaluation() -> dict[str, Any]:
         "recall": 88.4,
         "precision_original": 91.6,
         "recall_original": 89.0,
-        "extractor": {"name": "mnist-classifier", "sha256": SHA["detector"], "dimensions": 64, "reference_images": 9000},
+        "extractor": {
+            "name": "mnist-classifier",
+            "sha256": SHA["detector"],
+            "dimensions": 64,
+            "reference_images": 9000,
+        },
         "seconds": 60.0,
     }
 
@@ -152,7 +161,10 @@ def test_verdict_without_evaluation(unlearning: dict[str, Any]) -> None:
     )
     unlearning["guard"][-1]["forget_share"] = 0.10
     assert "did NOT see the model forget" in verdict(unlearning, None)
-    assert "counting with judge.py, saw" not in verdict(unlearning | {"guard_judge": "judge.py", "guard": []}, None)
+    counted = verdict(unlearning | {"guard_judge": "judge.py"}, None)
+    assert "no detector was given" not in counted
+    assert "the guard, counting with judge.py," in counted
+    assert verdict(unlearning | {"guard": []}, None).endswith("the label-free guard recorded nothing.")
     assert "is the original: the model did NOT forget" in verdict(unlearning | {"best_step": 0}, None)
 
 
@@ -176,6 +188,7 @@ def test_report_without_evaluation(tmp_path: Path, unlearning: dict[str, Any]) -
     page = _render(tmp_path, unlearning, None)
     assert "no class was named" in page
     assert "not measured, no evaluation was made" in page
+    assert "Forgetting was measured" not in page
     assert "<svg" not in page
 
 

@@ -81,10 +81,12 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
-    from vdu.report import figure_lines
+    from vdu.report import figure_rows
 
-    for line in figure_lines(evaluation.record):
-        typer.echo(line)
+    typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
+    for row in figure_rows(evaluation.record):
+        cells = [f"{c.text} {c.interval}".strip() for c in (row.before, row.after)]
+        typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
 
 
 @app.command(name="unlearn")
@@ -182,7 +184,8 @@ def evaluate(
     zoo = [find_zoo_model(name) for name in (original, unlearned)]
     models = [z.pipeline if z else name for z, name in zip(zoo, (original, unlearned), strict=True)]
     sampler = Sampler(sampler_steps, precision, seed, samples)
-    evaluation = compare(*models, detector, target, reference=reference, oracle=oracle, sampler=sampler)
+    first, second = models
+    evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
     _print_evaluation(evaluation)
     if out:

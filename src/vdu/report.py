@@ -276,7 +276,7 @@ def write_report(
     forget: Tensor,
     marks: list[bool] | None,
 ) -> None:
-    """Write the report to ``path``. Images ``(N, C, H, W)`` in [-1, 1], ``before[i]`` and ``after[i]`` of equal seed."""
+    """Write the report. Images ``(N, C, H, W)`` in [-1, 1]; ``before[i]`` and ``after[i]`` are of equal seed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("vdu")
@@ -294,6 +294,6 @@ def write_report(
         charts=_charts(unlearning),
         settings=settings_rows(unlearning["settings"]),
         versions=settings_rows(unlearning["versions"]),
-        other_model=bool(evaluation) and evaluation.get("unlearned_sha256") != unlearning["result_sha256"],
+        other_model=evaluation is not None and evaluation.get("unlearned_sha256") != unlearning["result_sha256"],
     )
     path.write_text(html, encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
 from vdu.checkpoint import replacing
 from vdu.detector import Detector, load_detector
@@ -205,6 +206,7 @@ def unlearn(
     pipeline = backbone.with_network(outcome.network)
     record = {
         "schema": 1,
+        "vdu_version": __version__,
         "model": zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__,
         "model_sha256": identity["model"],
         "result_sha256": weights_sha256(pipeline.unet),

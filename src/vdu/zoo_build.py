@@ -75,13 +75,13 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         Reference(features, test.labels).save(beside / "reference.safetensors", detector)
         _write_forget_images(train, beside / "forget")
         provenance |= {
-            "build_command": f"vdu zoo build --run RUN --data DATA --out OUT",
+            "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
             "model_sha256": weights_sha256(backbone.network),
             "parameters": sum(p.numel() for p in backbone.network.parameters()),
             "posterior_checkpoints": posterior.count,
             "classifier": json.loads((beside / "classifier" / "config.json").read_text()),
             "forget_images": f"the first {FORGET_IMAGES} training images of each class; the name is the image's number",
-            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (10, 50)],
+            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (10, 20)],
             "versions": package_versions(),
         }
         (beside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

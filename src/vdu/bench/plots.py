@@ -31,8 +31,7 @@ def frontier(suite: str, results: Path, out: Path) -> None:
     axes.set_ylabel("PUL, percent")
     axes.set_title(suite)
     axes.legend(fontsize=8)
+    suffix = out.suffix.lstrip(".") or "svg"
     with replacing(out) as beside:
-        figure.savefig(
-            beside, format=out.suffix.lstrip(".") or "svg", metadata={"Date": None} if ".svg" == out.suffix else {}
-        )
+        figure.savefig(beside, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
     plt.close(figure)
