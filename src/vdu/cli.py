@@ -85,7 +85,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
 
     typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
     for row in figure_rows(evaluation.record):
-        cells = [f"{c.text} {c.interval}".strip() for c in (row.before, row.after)]
+        cells = [f"{c.value} {c.interval}".strip() for c in (row.before, row.after)]
         typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
 
 

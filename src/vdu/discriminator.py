@@ -104,7 +104,7 @@ def fit_head(forget: Bank, own: Bank, seed: int, steps: int = 300, batch_size: i
 
 
 def fit_discriminator(
-    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, bank_size: int = 3000
+    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, bank_size: int = 2000
 ) -> Discriminator:
     """The time-dependent discriminator on all times, from ``bank_size`` noised images of each kind."""
     banks = [

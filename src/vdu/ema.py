@@ -12,7 +12,7 @@ __all__ = ["ema_update"]
 def ema_update(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move ``average`` towards ``model`` in place. The ramp keeps early steps from being dominated by the start."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    targets, sources = list(average.parameters()), list(model.parameters())
-    torch._foreach_lerp_(targets, sources, weight)
+    for target, source in zip(average.parameters(), model.parameters(), strict=True):
+        target.lerp_(source, weight)
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)

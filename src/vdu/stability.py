@@ -47,7 +47,7 @@ class WeightStability:
         """Add ``weight`` ∇B to the parameters' gradients in closed form, without a graph."""
         pull = torch._foreach_sub(self.parameters, self.mean)
         torch._foreach_mul_(pull, self.precision)
-        gradients = [p.grad for p in self.parameters]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_add_(gradients, pull, alpha=weight / self.count)
 
     @torch.no_grad()

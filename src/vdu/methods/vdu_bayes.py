@@ -23,14 +23,15 @@ LARGEST_SHARE = 0.9
 class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
-    steps: int = 100
+    steps: int = 50
     learning_rate: float = 4e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: float = 0.9
+    guard_every_steps: int = 25
     stop_share: float | None = None
     gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
-    strength: float = Field(1.5, gt=0, description="factor on the undesired share π")
-    rho_max: float = Field(0.95, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
+    strength: float = Field(1.25, gt=0, description="factor on the undesired share π")
+    rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

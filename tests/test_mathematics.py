@@ -1,0 +1,129 @@
+"""Formulas against closed forms and naive loops."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline
+
+from vdu.backbone import load_backbone
+from vdu.bayes_target import retained_output
+from vdu.discriminator import best_bin_share
+from vdu.metrics import frechet_distance, kernel_distance, pul, share_interval
+from vdu.plasticity import Ascent, elbo_weight
+from vdu.posterior import Posterior, isotropic, welford
+from vdu.sampling import sample
+from vdu.stability import WeightStability
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_output_of_a_perfect_network_converts_to_eps_and_back(kind):
+    b = load_backbone(make_pipeline(kind))
+    x_0, eps, t = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.tensor([0, 5, 20, 49])
+    x_t, a = b.add_noise(x_0, eps, t), b.alpha_bar[t].view(-1, 1, 1, 1)
+    wanted = {"epsilon": eps, "v_prediction": a.sqrt() * eps - (1 - a).sqrt() * x_0, "sample": x_0}[kind]
+    torch.testing.assert_close(b.from_eps(eps, x_t, t), wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(b.to_eps(wanted, x_t, t), eps, atol=1e-3, rtol=1e-3)
+
+
+def test_retained_output_is_the_exact_score_of_a_gaussian_mixture_without_one_part():
+    x, pi = torch.linspace(-3, 3, 41).double(), 0.3
+    density = lambda m: torch.exp(-0.5 * (x - m) ** 2)  # noqa: E731
+    p_f, p_r = density(2.0), density(-1.0)
+    p = (1 - pi) * p_r + pi * p_f
+    eps_f, eps_r = x - 2.0, x + 1.0
+    eps = ((1 - pi) * p_r * eps_r + pi * p_f * eps_f) / p
+    found = retained_output(eps.view(-1, 1, 1, 1), eps_f.view(-1, 1, 1, 1), pi * p_f / p).flatten()
+    torch.testing.assert_close(found, eps_r)
+
+
+def test_welford_agrees_with_numpy_where_the_spread_is_tiny():
+    states = [{"w": torch.full((3,), 0.05) + 1e-5 * torch.randn(3)} for _ in range(12)]
+    mean, variance, count = welford(states)
+    stack = np.stack([s["w"].double().numpy() for s in states])
+    assert count == 12
+    np.testing.assert_allclose(mean["w"], stack.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(variance["w"], stack.var(0, ddof=1), rtol=1e-6)
+
+
+def _one_weight(value: float, variance: float) -> tuple[torch.nn.Module, WeightStability]:
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(value)
+    prior = Posterior({"weight": torch.zeros(1, 1)}, {"weight": torch.full((1, 1), variance)}, "test", 1, "", 0.0, 0.0)
+    return network, WeightStability(network, prior)
+
+
+def test_proximal_step_minimises_its_quadratic():
+    network, stability = _one_weight(0.7, 0.04)
+    stability.proximal_step(learning_rate=0.1, gamma=0.5)
+    grid = torch.linspace(-1, 1, 200_001).double()
+    strength = 0.1 * 0.2 / 0.04
+    best = grid[(0.5 * (grid - 0.7) ** 2 + 0.5 * strength * grid**2).argmin()]
+    assert network.weight.item() == pytest.approx(best.item(), abs=1e-4)
+
+
+def test_explicit_gradient_is_that_of_the_kl():
+    network, stability = _one_weight(0.7, 0.04)
+    network.weight.grad = torch.zeros(1, 1)
+    assert stability.value() == pytest.approx(0.49 / 0.08, rel=1e-5)
+    stability.add_gradient(0.5)
+    assert network.weight.grad.item() == pytest.approx(0.5 * 0.7 / 0.04, rel=1e-5)
+
+
+def test_frechet_distance_of_known_gaussians():
+    x = torch.randn(200_000, 2, generator=torch.Generator().manual_seed(0)).double()
+    assert frechet_distance(x, 2 * x.flip(0) + 1) == pytest.approx(2 * 1 + 2 * (2 - 1) ** 2, abs=0.05)
+
+
+def test_kernel_distance_equals_a_double_loop():
+    a, b = torch.randn(5, 3).double(), torch.randn(4, 3).double()
+    k = lambda x, y: float((x @ y / 3 + 1) ** 3)  # noqa: E731
+    within_a = np.mean([k(a[i], a[j]) for i in range(5) for j in range(5) if i != j])
+    within_b = np.mean([k(b[i], b[j]) for i in range(4) for j in range(4) if i != j])
+    across = np.mean([k(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * across)
+
+
+def test_pul_counts_and_brackets():
+    before, after = torch.arange(1000) < 100, torch.arange(1000) < 20
+    found = pul(before, after)
+    assert found.value == pytest.approx(80)
+    assert found.low is not None
+    assert found.high is not None
+    assert 65 < found.low < 80 < found.high < 95
+    assert pul(torch.zeros(9, dtype=torch.bool), torch.ones(9, dtype=torch.bool)).value is None
+
+
+def test_wilson_interval_of_nothing_is_not_zero_wide():
+    found = share_interval(torch.zeros(100, dtype=torch.bool))
+    assert found.value == 0
+    assert found.high == pytest.approx(3.7, abs=0.1)
+
+
+def test_best_bin_share_finds_a_separable_share():
+    assert best_bin_share(torch.full((200,), 0.12), 2000) == pytest.approx(0.12)
+
+
+def test_elbo_weight_is_the_formula_up_to_scale(backbone):
+    scheduler = backbone.pipeline.scheduler
+    beta, alpha = scheduler.betas, scheduler.alphas
+    naive = beta**2 / (2 * beta * alpha * (1 - backbone.alpha_bar))
+    torch.testing.assert_close(elbo_weight(backbone.alpha_bar), naive / naive.mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_capped_ascent_has_no_gradient_beyond_the_cap(backbone, forget):
+    network = backbone.trainable_copy()
+    Ascent(backbone, forget, cap=1e-9)(network, 4, torch.Generator().manual_seed(0)).backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in network.parameters())
+    Ascent(backbone, forget)(network, 4, torch.Generator().manual_seed(0)).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+def test_a_sample_depends_on_its_seed_and_number_only(backbone):
+    whole = sample(backbone, backbone.network, 5, 3, steps=3, batch_size=5)
+    parts = sample(backbone, backbone.network, 5, 3, steps=3, batch_size=2)
+    torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(whole, sample(backbone, backbone.network, 5, 4, steps=3))
+
+
+def test_isotropic_posterior_has_one_spread(backbone):
+    assert {float(v.unique()) for v in isotropic(backbone, 0.1).variance.values()} == {pytest.approx(0.01)}

@@ -1,0 +1,179 @@
+"""The contract of every method, resume, and the errors that a user meets."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_pipeline
+from diffusers import DDPMPipeline
+from PIL import Image
+
+import vdu.loop
+from vdu import VduError, unlearn
+from vdu.backbone import load_backbone, weights_sha256
+from vdu.checkpoint import write_tensors
+from vdu.methods import METHODS
+from vdu.model_zoo import find_zoo_model
+from vdu.posterior import isotropic, load_posterior
+from vdu.preparation import Preparation
+
+SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
+
+
+@pytest.fixture(autouse=True)
+def _few_own_samples(monkeypatch):
+    def few(*arguments, **options):
+        return Preparation(*arguments, **options, own_count=12)
+
+    monkeypatch.setattr("vdu.unlearning.Preparation", few)
+
+
+def _forget(forget, method="vdu", seed=0, **options):
+    pipeline = make_pipeline()
+    posterior = isotropic(load_backbone(pipeline), 1e-2)
+    settings = SHORT | options.pop("settings", {})
+    return unlearn(
+        pipeline,
+        forget,
+        method,
+        settings=settings,
+        posterior=posterior,
+        share=0.2,
+        seed=seed,
+        precision="fp32",
+        **options,
+    )
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_same_seed_gives_the_same_tensors_and_the_result_round_trips(method, forget, tmp_path):
+    first, second = _forget(forget, method), _forget(forget, method)
+    assert first.record["result_sha256"] == second.record["result_sha256"]
+    first.pipeline.save_pretrained(tmp_path)
+    again = DDPMPipeline.from_pretrained(tmp_path)
+    assert weights_sha256(again.unet) == first.record["result_sha256"]
+
+
+def test_only_the_chosen_parameters_move(forget):
+    result = _forget(forget, settings={"parameters": "mid_block.*", "guard_every_steps": 4})
+    before = dict(result.original.network.named_parameters())
+    moved = {n for n, p in result.pipeline.unet.named_parameters() if not torch.equal(p, before[n])}
+    assert all(name.startswith("mid_block.") for name in moved)
+
+
+def test_resume_equals_uninterrupted(forget, tmp_path, monkeypatch):
+    whole = _forget(forget)
+    save = vdu.loop.save_state
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vdu.loop, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            _forget(forget, state_folder=tmp_path)
+    resumed = _forget(forget, state_folder=tmp_path)
+    assert resumed.record["result_sha256"] == whole.record["result_sha256"]
+    assert len(resumed.record["history"]) == 4
+
+
+def _folder(tmp_path: Path, count: int = 3) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(count):
+        Image.new("L", (8, 8), 40 * i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(VduError, match="no folder"):
+        unlearn(make_pipeline(), tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VduError, match="no images in"):
+        unlearn(make_pipeline(), tmp_path / "empty")
+
+
+def test_a_corrupt_image_is_named_and_can_be_skipped(tmp_path):
+    folder = _folder(tmp_path)
+    (folder / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(VduError, match=r"bad\.png"):
+        unlearn(make_pipeline(), folder)
+    result = _forget(folder, skip_unreadable=True)
+    assert result.record["forget"]["images"] == 3
+    assert "bad.png" in result.record["forget"]["notices"][0]
+
+
+def test_colour_images_are_refused_by_a_grey_model(tmp_path):
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    with pytest.raises(VduError, match="colour image"):
+        unlearn(make_pipeline(), tmp_path)
+
+
+def test_another_aspect_ratio_is_refused_and_a_larger_square_is_resized(tmp_path):
+    folder = _folder(tmp_path)
+    Image.new("L", (16, 16)).save(folder / "large.png")
+    assert any("resized" in n for n in _forget(folder).record["forget"]["notices"])
+    Image.new("L", (16, 8)).save(folder / "wide.png")
+    with pytest.raises(VduError, match="aspect ratio"):
+        unlearn(make_pipeline(), folder)
+
+
+def test_unknown_method_and_setting_name_the_nearest(forget):
+    with pytest.raises(VduError, match="did you mean 'vdu-paper'"):
+        unlearn(make_pipeline(), forget, "vdu-papr")
+    with pytest.raises(VduError, match="'learning_rate'"):
+        unlearn(make_pipeline(), forget, settings={"learning_rat": 1})
+    with pytest.raises(VduError, match="steps"):
+        unlearn(make_pipeline(), forget, settings={"steps": 0})
+
+
+def test_the_paper_method_without_a_posterior_is_refused(forget):
+    with pytest.raises(VduError, match="needs a posterior"):
+        unlearn(make_pipeline(), forget, "vdu-paper")
+
+
+def test_a_posterior_of_another_model_is_refused(forget, tmp_path):
+    isotropic(load_backbone(make_pipeline(seed=5))).save(tmp_path / "p.safetensors")
+    with pytest.raises(VduError, match="belongs to another model"):
+        load_posterior(tmp_path / "p.safetensors", load_backbone(make_pipeline()))
+
+
+def test_an_unsupported_pipeline_class_is_refused(forget):
+    with pytest.raises(VduError, match="not supported"):
+        unlearn(torch.nn.Linear(1, 1), forget)
+
+
+def test_an_existing_output_is_kept_unless_overwritten(forget, tmp_path):
+    out = tmp_path / "out"
+    result = _forget(forget)
+    result.save(out)
+    assert {"model_index.json", "report.html", "README.md", "unlearning.json"} <= {p.name for p in out.iterdir()}
+    with pytest.raises(VduError, match="exists"):
+        result.save(out)
+    result.save(out, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(1)})
+    old = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vdu.checkpoint.save_file", full)
+    with pytest.raises(VduError, match="no space left"):
+        write_tensors(path, {"a": torch.zeros(1)})
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_the_shipped_model_loads_with_its_posterior():
+    zoo = find_zoo_model("mnist")
+    assert zoo is not None
+    posterior = load_posterior(zoo.posterior, load_backbone(zoo.pipeline))
+    assert posterior.count == 12
+    assert len(list(zoo.forget("3").glob("*.png"))) == 100
