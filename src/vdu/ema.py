@@ -13,6 +13,6 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     """Move ``average`` towards ``model`` in place. The ramp keeps early steps from being dominated by the start."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.lerp_(source, weight)
+        target.data.lerp_(source, weight)
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)
