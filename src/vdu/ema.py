@@ -14,5 +14,5 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for target, source in zip(average.parameters(), model.parameters(), strict=True):
         target.data.lerp_(source, weight)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
