@@ -37,6 +37,11 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _contiguous_where_frozen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torch 2.13 crashes in GroupNorm's CPU backward on channels-last inputs that need no gradient."""
+    return tuple(x if x.requires_grad else x.contiguous() for x in inputs)
+
+
 class Backbone:
     """An unconditional pixel-space diffusion pipeline (`UNet2DModel`).
 
@@ -54,9 +59,18 @@ class Backbone:
         self.alpha_bar: Tensor = schedule.alphas_cumprod
         self.timesteps: int = len(self.alpha_bar)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the network's weights in memory."""
+        return sum(p.numel() * p.element_size() for p in self.network.parameters())
+
     def trainable_copy(self) -> nn.Module:
         """A copy of the network in training mode, all parameters requiring gradients."""
-        return copy.deepcopy(self.network).train().requires_grad_(True)
+        network = copy.deepcopy(self.network).train().requires_grad_(True)
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_contiguous_where_frozen)
+        return network
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = self.alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
@@ -123,7 +137,8 @@ class Backbone:
 
     def with_network(self, network: nn.Module) -> DDPMPipeline | DDIMPipeline:
         """The same pipeline around other weights: what the user gets back."""
-        clean = copy.deepcopy(network).eval().requires_grad_(False).to("cpu")
+        clean = copy.deepcopy(self.network).to("cpu")
+        clean.load_state_dict(network.state_dict())
         return type(self.pipeline)(unet=clean, scheduler=self.pipeline.scheduler)
 
 

@@ -19,7 +19,40 @@ from torch import Tensor, nn
 
 from vdu.errors import VduError
 
-__all__ = ["load_state", "read_tensors", "replacing", "save_state", "write_tensors"]
+__all__ = [
+    "load_state",
+    "read_tensors",
+    "refuse_existing",
+    "replacing",
+    "require_space",
+    "save_state",
+    "write_tensors",
+]
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The first folder above ``path`` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False) -> None:
+    """Raise `VduError` for an output that exists (unless it is to be replaced) or that could not be written."""
+    if target.exists() and not overwrite:
+        raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
+    if target.exists() and target.is_dir() != folder:
+        kind, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another --out")
+    parent = _nearest_folder(target)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise VduError(f"{parent} may not be written to: choose another --out")
+
+
+def require_space(target: Path, needed_bytes: int) -> None:
+    """Raise `VduError` when the disk of ``target`` has less than ``needed_bytes`` free."""
+    free_bytes = shutil.disk_usage(_nearest_folder(target)).free
+    if free_bytes < needed_bytes:
+        sizes = f"{needed_bytes / 1e6:,.0f} MB are needed, {free_bytes / 1e6:,.0f} MB free"
+        raise VduError(f"no space left on the disk for {target} ({sizes}): free some space and run again")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,7 +20,13 @@ from vdu.plasticity import Term
 from vdu.preparation import Preparation
 from vdu.stability import WeightStability
 
-__all__ = ["Method", "MethodSettings", "Objective"]
+__all__ = ["Count", "Fraction", "Method", "MethodSettings", "NotNegative", "Objective", "Positive"]
+
+# A method that changes a default writes `steps: Count = 60`: a bare annotation would drop the bound.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MethodSettings(BaseModel):
@@ -29,15 +35,15 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     needs: ClassVar[tuple[str, ...]] = ("forget",)
 
-    steps: int = Field(100, ge=1, description="most optimiser steps; the guard may stop earlier")
-    batch_size: int = Field(32, ge=1, description="images per term and step")
-    learning_rate: float = Field(1e-4, gt=0)
+    steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
+    batch_size: Count = Field(32, description="images per term and step")
+    learning_rate: Positive = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    max_gradient_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 hands out the last weights instead of their average")
+    max_gradient_norm: Positive = 1.0
+    ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
     parameters: str = Field("*", description="glob of the parameter names to train, e.g. 'up_blocks.*'")
-    guard_every_steps: int = Field(10, ge=1)
-    stop_share: float | None = Field(0.0, ge=0, description="stop when the guard's forget share is down to this")
+    guard_every_steps: Count = 10
+    stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone, weights_sha256
 from vdu.checkpoint import read_tensors, write_tensors
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 from vdu.seeding import generator
 
 __all__ = [
@@ -42,10 +42,11 @@ FLOOR_SHARE_OF_MEDIAN = 1e-2
 class Posterior:
     """``mean`` and ``variance`` per parameter name (float32), the source, K, the anchor's hash and the floor.
 
+    ``mean`` is None where μ* is the model's own weights: the hash names them, so the file does not hold them twice.
     ``floor_share`` is the share of parameters whose variance was raised to ``floor``.
     """
 
-    mean: dict[str, Tensor]
+    mean: dict[str, Tensor] | None
     variance: dict[str, Tensor]
     source: str
     count: int
@@ -53,11 +54,13 @@ class Posterior:
     floor: float
     floor_share: float
 
-    def save(self, path: Path) -> None:
-        """One safetensors file: ``mean.*`` and ``variance.*``, metadata as strings."""
-        tensors = {f"mean.{k}": v for k, v in self.mean.items()} | {
-            f"variance.{k}": v for k, v in self.variance.items()
-        }
+    def save(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        """One safetensors file: ``variance.*``, ``mean.*`` where it is not the model's weights, metadata as strings.
+
+        ``dtype`` of the variances: bfloat16 keeps them to 0.4 %, far finer than what K checkpoints can tell.
+        """
+        tensors = {f"variance.{k}": v.to(dtype) for k, v in self.variance.items()}
+        tensors |= {f"mean.{k}": v for k, v in (self.mean or {}).items()}
         metadata = {
             "source": self.source,
             "count": str(self.count),
@@ -144,12 +147,14 @@ def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "we
     ``anchor``: ``weights`` centres on the model that is sampled, ``mean`` on the checkpoints' mean. Raises `VduError`
     naming the first parameter whose name or shape does not match.
     """
+    if anchor not in ("weights", "mean"):
+        raise VduError(f"unknown anchor {anchor!r}: {nearest(anchor, ('weights', 'mean'))}")
     if len(paths) < 2:
         raise VduError(f"a posterior needs at least 2 checkpoints, {len(paths)} given: or use fisher or isotropic")
     parameters = _parameters(backbone.network)
     mean, variance, count = welford(_checked(path, parameters) for path in paths)
     floored, floor, share = _floored(variance)
-    centre = parameters if anchor == "weights" else {k: v.float() for k, v in mean.items()}
+    centre = None if anchor == "weights" else {k: v.float() for k, v in mean.items()}
     return Posterior(centre, floored, "checkpoints", count, weights_sha256(backbone.network), floor, share)
 
 
@@ -157,9 +162,8 @@ def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
     """σ* = ``scale`` everywhere: plain L2 to the released weights. For a model with one checkpoint."""
     if not scale > 0:
         raise VduError(f"the isotropic scale must be positive, not {scale}")
-    mean = _parameters(backbone.network)
-    variance = {k: torch.full_like(v, scale**2) for k, v in mean.items()}
-    return Posterior(mean, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
+    variance = {k: torch.full_like(v, scale**2) for k, v in _parameters(backbone.network).items()}
+    return Posterior(None, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
 
 
 def from_fisher(backbone: Backbone, images: Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
@@ -183,7 +187,7 @@ def from_fisher(backbone: Backbone, images: Tensor, *, seed: int = 0, scale: flo
     variance = {n: 1 / (f + 1 / scale**2) for n, f in zip(names, fisher, strict=True)}
     floored, floor, share = _floored(variance)
     sha256 = weights_sha256(backbone.network)
-    return Posterior(_parameters(backbone.network), floored, "fisher", len(images), sha256, floor, share)
+    return Posterior(None, floored, "fisher", len(images), sha256, floor, share)
 
 
 def load_posterior(path: Path, backbone: Backbone | None = None) -> Posterior:
@@ -194,14 +198,14 @@ def load_posterior(path: Path, backbone: Backbone | None = None) -> Posterior:
         with safe_open(str(path), framework="pt") as file:
             tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
         mean = {k.removeprefix("mean."): v for k, v in tensors.items() if k.startswith("mean.")}
-        variance = {k.removeprefix("variance."): v for k, v in tensors.items() if k.startswith("variance.")}
+        variance = {k.removeprefix("variance."): v.float() for k, v in tensors.items() if k.startswith("variance.")}
         numbers = int(metadata["count"]), float(metadata["floor"]), float(metadata["floor_share"])
         source, sha256 = metadata["source"], metadata["model_sha256"]
     except Exception as error:
         raise VduError(f"{path} is not a posterior file: make one with `vdu posterior checkpoints`") from error
     if backbone is not None and sha256 != weights_sha256(backbone.network):
         raise VduError(f"posterior {path} belongs to another model (hash {sha256[:12]}…): make one for this model")
-    return Posterior(mean, variance, source, numbers[0], sha256, numbers[1], numbers[2])
+    return Posterior(mean or None, variance, source, numbers[0], sha256, numbers[1], numbers[2])
 
 
 def _summary(variance: Tensor, floor: float) -> Summary:

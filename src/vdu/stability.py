@@ -26,12 +26,16 @@ __all__ = ["OutputStability", "WeightStability"]
 
 
 class WeightStability:
-    """Gaussian KL to the posterior for the parameters of ``network`` that require gradients."""
+    """Gaussian KL to the posterior for the parameters of ``network`` that require gradients.
+
+    ``network`` still has the original's weights: they are the anchor where the posterior names no other mean.
+    """
 
     def __init__(self, network: nn.Module, posterior: Posterior) -> None:
         named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for _, p in named]
-        self.mean = [posterior.mean[n].to(p.device, torch.float32) for n, p in named]
+        anchors = posterior.mean or {n: p.detach().clone() for n, p in named}
+        self.mean = [anchors[n].to(p.device, torch.float32) for n, p in named]
         self.precision = [1 / posterior.variance[n].to(p.device, torch.float32) for n, p in named]
         self.count = sum(p.numel() for p in self.parameters)
         self.typical_sd = float(torch.cat([p.flatten() for p in self.precision]).rsqrt().median())

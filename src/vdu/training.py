@@ -103,7 +103,9 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     g = generator(training.seed, "train", step)
     index = torch.randint(len(corpus.images), (training.batch_size,), generator=g)
     x = corpus.images[index].float() / 127.5 - 1
-    t = torch.randint(scheduler.config.num_train_timesteps, (len(x),), generator=g)
+    # Stratified times: one in each of B equal parts of the range, so that the loss varies less from batch to batch.
+    share = (torch.arange(len(x)) + torch.rand(len(x), generator=g)) / len(x)
+    t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
     eps = torch.randn(x.shape, generator=g)
     x_t = scheduler.add_noise(x, eps, t)
     with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):

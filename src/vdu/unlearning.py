@@ -15,7 +15,7 @@ from torch import nn
 
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
-from vdu.checkpoint import replacing
+from vdu.checkpoint import refuse_existing, replacing
 from vdu.detector import Detector, load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Evaluation, Sampler, evaluate
@@ -87,7 +87,7 @@ class Result:
         from vdu.model_card import write_model_card
 
         folder = Path(out)
-        refuse_existing(folder, overwrite)
+        refuse_existing(folder, overwrite, folder=True)
         with replacing(folder) as beside:
             self.pipeline.save_pretrained(beside)
             (beside / "unlearning.json").write_text(json.dumps(self.record, indent=2) + "\n")
@@ -97,14 +97,6 @@ class Result:
             write_model_card(beside, self.record, measured)
             self.report(beside / "report.html")
         return folder
-
-
-def refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raise `VduError` for an output folder that exists, unless it is to be replaced."""
-    if folder.exists() and not overwrite:
-        raise VduError(f"{folder} exists: choose another --out, or pass --overwrite to replace it")
-    if folder.is_file():
-        raise VduError(f"{folder} is a file: choose another --out")
 
 
 def most_seen_class(detector: Detector, forget: ForgetSet) -> str:

@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import DDPMPipeline
 from PIL import Image
 
 from vdu.backbone import load_backbone, weights_sha256
@@ -28,6 +30,11 @@ from vdu.reference import Reference
 __all__ = ["build_zoo_model"]
 
 FORGET_IMAGES = 100
+
+
+def _write_half_precision(source: Path, out: Path) -> None:
+    """The pipeline with float16 weights: half the size to ship, loaded as float32. These weights are the anchor."""
+    DDPMPipeline.from_pretrained(source, torch_dtype=torch.float16, use_safetensors=True).save_pretrained(out)
 
 
 def _write_forget_images(corpus: Corpus, folder: Path) -> None:
@@ -63,11 +70,11 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
     train, test = load_corpus(name, data), load_corpus(name, data, "test")
     with replacing(out) as beside:
         beside.mkdir()
-        shutil.copytree(run / "pipeline", beside / "pipeline")
+        _write_half_precision(run / "pipeline", beside / "pipeline")
         shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
         backbone = load_backbone(beside / "pipeline")
         posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
-        posterior.save(beside / "posterior.safetensors")
+        posterior.save(beside / "posterior.safetensors", torch.bfloat16)
         save_classifier(*train_classifier(train, test), beside / "classifier")
         detector = load_detector(beside / "classifier")
         features = detector(test.images.float() / 127.5 - 1).features

@@ -1,7 +1,7 @@
 """Run what is missing of a suite: models × methods × targets × seeds, one JSON file a run, finished runs skipped.
 
 The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. A run that is refused stays as a file with its
-reason. The original's samples are made once for each evaluation seed.
+reason. The original's samples are made once for each evaluation seed (and process).
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers.utils import logging
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -21,6 +25,7 @@ from vdu.checkpoint import replacing
 from vdu.detector import Detector, load_detector
 from vdu.errors import VduError, nearest
 from vdu.evaluation import Sampler, evaluate
+from vdu.methods import find_method, make_settings
 from vdu.model_zoo import ZooModel, find_zoo_model
 from vdu.reference import Reference, load_reference
 from vdu.unlearning import unlearn
@@ -70,15 +75,29 @@ class Run:
 
 
 def read_suite(name: str) -> Suite:
-    """A shipped suite by name or a TOML file by path. Raises `VduError` for unknown names and settings."""
+    """A shipped suite by name or a TOML file by path. Raises `VduError` for unknown names, settings and classes."""
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
         known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost"]
         raise VduError(f"no suite {name!r}: {nearest(name, known)}; or give a .toml file")
     try:
-        return Suite(name=path.stem, **tomllib.loads(path.read_text()))
+        suite = Suite(name=path.stem, **tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
+    for arm in suite.methods.values():
+        make_settings(find_method(arm.method), arm.settings)
+    zoo = _zoo_model(suite)
+    for target in suite.targets:
+        if not zoo.forget(target).is_dir():
+            raise VduError(f"suite {path.name}: {zoo.name} has no forget images of class {target!r}")
+    return suite
+
+
+def _zoo_model(suite: Suite) -> ZooModel:
+    zoo = find_zoo_model(suite.model)
+    if zoo is None:
+        raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
+    return zoo
 
 
 def result_path(results: Path, suite: Suite, run: Run) -> Path:
@@ -90,10 +109,8 @@ class _Bench:
     """What all runs of one suite share."""
 
     def __init__(self, suite: Suite) -> None:
-        zoo = find_zoo_model(suite.model)
-        if zoo is None:
-            raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
-        self.suite, self.zoo = suite, zoo
+        self.suite, self.zoo = suite, _zoo_model(suite)
+        zoo = self.zoo
         self.original: Backbone = load_backbone(zoo.pipeline)
         self.detector: Detector = load_detector(zoo.classifier)
         self.reference: Reference = load_reference(zoo.reference, self.detector, self.original.shape)
@@ -135,6 +152,7 @@ def _row(run: Run, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> di
         "changed": evaluation["changed"],
         "samples": evaluation["samples"],
         "seconds": unlearning["seconds"],
+        "threads": torch.get_num_threads(),
         "steps": unlearning["steps"],
         "stop_reason": unlearning["stop_reason"],
     }
@@ -158,20 +176,38 @@ def _result(bench: _Bench, zoo: ZooModel, run: Run) -> dict[str, Any]:
     return {"status": "done", "row": _row(run, record, evaluation), "unlearning": record, "evaluation": evaluation}
 
 
-def run_suite(suite: Suite, results: Path, limit: int | None, say: Callable[[str], None]) -> None:
-    """Make at most ``limit`` runs that have no result file yet."""
+_bench_of_process: list[_Bench] = []
+
+
+def _start(suite: Suite, threads: int) -> None:
+    """Prepare a worker process."""
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    _bench_of_process.append(_Bench(suite))
+
+
+def _make(suite: Suite, results: Path, run: Run) -> str:
+    """Make one run, write its file, and say in a line what came out."""
+    bench = _bench_of_process[0]
+    result = _result(bench, bench.zoo, run)
+    with replacing(result_path(results, suite, run)) as beside:
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+    said = _said(result["row"]) if "row" in result else result["reason"]
+    return f"{run.label} {run.target} seed {run.seed}: {said}"
+
+
+def run_suite(suite: Suite, results: Path, limit: int | None, jobs: int, say: Callable[[str], None]) -> None:
+    """Make at most ``limit`` runs that have no result file yet, ``jobs`` at a time, each on its share of the cores."""
     missing = [run for run in suite.runs() if not result_path(results, suite, run).is_file()][:limit]
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:
         return
-    bench = _Bench(suite)
-    for number, run in enumerate(missing, 1):
-        result = _result(bench, bench.zoo, run)
-        with replacing(result_path(results, suite, run)) as beside:
-            beside.write_text(json.dumps(result, indent=1) + "\n")
-        row = result.get("row")
-        said = result.get("reason", "") if row is None else _said(row)
-        say(f"[{number}/{len(missing)}] {run.label} {run.target} seed {run.seed}: {said}")
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
+        waiting = [pool.submit(_make, suite, results, run) for run in missing]
+        for number, done in enumerate(as_completed(waiting), 1):
+            say(f"[{number}/{len(missing)}] {done.result()}")
 
 
 def _said(row: dict[str, Any]) -> str:

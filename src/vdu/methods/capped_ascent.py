@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Method, MethodSettings, Objective
+from vdu.objective import Fraction, Method, MethodSettings, Objective, Positive
 from vdu.plasticity import Ascent
 from vdu.preparation import Preparation
 from vdu.stability import OutputStability
@@ -16,9 +16,9 @@ __all__ = ["METHOD"]
 class Settings(MethodSettings):
     """Capped ascent, self-distillation on own samples for stability."""
 
-    learning_rate: float = 5e-5
+    learning_rate: Positive = 5e-5
     cap: float = Field(1.0, gt=0, description="largest squared error per dimension that is still pushed up")
-    gamma: float = Field(0.8, ge=0, lt=1)
+    gamma: Fraction = 0.8
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vdu.objective import Method, MethodSettings, Objective
+from vdu.objective import Count, Method, MethodSettings, Objective, Positive
 from vdu.plasticity import Ascent
 from vdu.preparation import Preparation
 
@@ -14,9 +14,9 @@ __all__ = ["METHOD"]
 class Settings(MethodSettings):
     """A small constant learning rate: ascent is fast."""
 
-    steps: int = 60
-    learning_rate: float = 1e-5
-    guard_every_steps: int = 4
+    steps: Count = 60
+    learning_rate: Positive = 1e-5
+    guard_every_steps: Count = 4
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

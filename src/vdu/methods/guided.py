@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Method, MethodSettings, Objective
+from vdu.objective import Fraction, Method, MethodSettings, Objective, Positive
 from vdu.plasticity import Guided
 from vdu.preparation import Preparation
 from vdu.stability import OutputStability
@@ -18,10 +18,10 @@ __all__ = ["METHOD"]
 class Settings(MethodSettings):
     """η as in ESD; γ weighs self-distillation."""
 
-    learning_rate: float = 2e-4
+    learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     eta: float = Field(1.0, ge=0)
-    gamma: float = Field(0.6, ge=0, lt=1)
+    gamma: Fraction = 0.6
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

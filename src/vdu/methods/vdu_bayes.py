@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vdu.bayes_target import BayesTarget
-from vdu.objective import Method, MethodSettings, Objective
+from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.preparation import Preparation
 
 __all__ = ["METHOD"]
@@ -23,12 +23,12 @@ LARGEST_SHARE = 0.9
 class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
-    steps: int = 50
-    learning_rate: float = 4e-4
+    steps: Count = 50
+    learning_rate: Positive = 4e-4
     schedule: Literal["constant", "cosine"] = "cosine"
-    ema_decay: float = 0.9
-    guard_every_steps: int = 25
-    stop_share: float | None = None
+    ema_decay: Fraction = 0.9
+    guard_every_steps: Count = 25
+    stop_share: NotNegative | None = None
     gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
     strength: float = Field(1.25, gt=0, description="factor on the undesired share π")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")

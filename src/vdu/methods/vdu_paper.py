@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Method, MethodSettings, Objective
+from vdu.objective import Count, Method, MethodSettings, Objective, Positive
 from vdu.plasticity import Ascent
 from vdu.preparation import Preparation
 from vdu.stability import WeightStability
@@ -24,9 +24,9 @@ class Settings(MethodSettings):
     """γ as in the paper; `weighting` and `stability_step` choose between its forms and ours."""
 
     needs = ("forget", "posterior")
-    steps: int = 60
-    learning_rate: float = 1e-5
-    guard_every_steps: int = 4
+    steps: Count = 60
+    learning_rate: Positive = 1e-5
+    guard_every_steps: Count = 4
     gamma: float = Field(0.5, ge=0, le=1)
     weighting: Literal["simple", "elbo"] = "simple"
     stability_step: Literal["explicit", "proximal"] = "explicit"

@@ -1,0 +1,32 @@
+"""The command line: parses, calls the library, prints. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+from vdu.cli import bench, evaluation, posterior, sampling, unlearning, zoo
+from vdu.cli.options import make_app
+from vdu.errors import VduError
+
+__all__ = ["app", "main"]
+
+app = make_app("Make a diffusion model forget a folder of images, with evidence.")
+app.command(name="unlearn")(unlearning.unlearn_command)
+app.command()(evaluation.evaluate)
+app.command()(sampling.train)
+app.command()(sampling.sample)
+app.add_typer(posterior.app, name="posterior")
+app.add_typer(bench.app, name="bench")
+app.add_typer(zoo.app, name="zoo")
+
+
+def main() -> None:
+    """Entry point: bad input, and a file that cannot be read or written, is one line on stderr and exit code 2."""
+    try:
+        app()
+    except VduError as error:
+        sys.stderr.write(f"vdu: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        sys.stderr.write(f"vdu: {error.strerror or error}: {error.filename or 'no file named'}\n")
+        sys.exit(2)

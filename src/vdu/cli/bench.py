@@ -1,0 +1,61 @@
+"""`vdu bench …`: suites of runs, their tables and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdu.cli.options import make_app, quiet
+
+__all__ = ["app"]
+
+app = make_app("Benchmarks: suites of runs with one result file each.")
+
+Suite = Annotated[str, typer.Argument(help="suite name or .toml file")]
+Results = Annotated[Path, typer.Option(help="folder of result files")]
+
+
+@app.command("run")
+def bench_run(
+    suite: Suite,
+    results: Results = Path("results"),
+    limit: Annotated[int | None, typer.Option(help="at most this many runs now")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
+) -> None:
+    """Make the runs of a suite that are not there yet, one JSON file each."""
+    quiet()
+    if suite == "step-cost":
+        from vdu.bench.step_cost import run_step_cost
+
+        run_step_cost(results, typer.echo)
+        return
+    from vdu.bench.suite import read_suite, run_suite
+
+    run_suite(read_suite(suite), results, limit, jobs, typer.echo)
+
+
+@app.command("show")
+def bench_show(
+    suite: Suite,
+    results: Results = Path("results"),
+    format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
+) -> None:
+    """Print the results of a suite."""
+    from vdu.bench.tables import render
+
+    typer.echo(render(suite, results, format_))
+
+
+@app.command("plot")
+def bench_plot(
+    suite: Suite,
+    out: Annotated[Path, typer.Option(help="SVG or PNG file")],
+    results: Results = Path("results"),
+) -> None:
+    """Plot PUL against u-FID of all runs of a suite."""
+    from vdu.bench.plots import frontier
+
+    frontier(suite, results, out)
+    typer.echo(str(out))

@@ -1,0 +1,56 @@
+"""`vdu evaluate`, and the table of figures that `vdu unlearn` prints too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vdu.cli.options import Model, Overwrite, Precision, Seed, open_model
+
+if TYPE_CHECKING:
+    from vdu.evaluation import Evaluation
+
+__all__ = ["evaluate", "print_evaluation"]
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    from vdu.report import figure_rows
+
+    typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
+    for row in figure_rows(evaluation.record):
+        cells = [f"{c.value} {c.interval}".strip() for c in (row.before, row.after)]
+        typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
+
+
+def evaluate(
+    original: Model,
+    unlearned: Model,
+    detector: Annotated[str, typer.Option(help="classifier folder or module:function")],
+    target: Annotated[str, typer.Option(help="the detector's class that was forgotten")],
+    reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
+    oracle: Annotated[str | None, typer.Option(help="a model retrained without the class")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 10,
+    seed: Seed = 1000,
+    precision: Precision = "bf16",
+    out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare two models on paired samples: PUL, shares, u-FID, KID, precision and recall."""
+    from vdu.checkpoint import refuse_existing, replacing
+    from vdu.evaluation import Sampler
+    from vdu.evaluation import evaluate as compare
+
+    if out:
+        refuse_existing(out, overwrite)
+    sampler = Sampler(sampler_steps, precision, seed, samples)
+    first, second = open_model(original), open_model(unlearned)
+    evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
+    evaluation.record.update(original=original, unlearned=unlearned)
+    print_evaluation(evaluation)
+    if out:
+        with replacing(out) as beside:
+            beside.write_text(json.dumps(evaluation.record, indent=2) + "\n")

@@ -1,0 +1,78 @@
+"""`vdu posterior …`: make and show p(θ|D)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vdu.cli.options import Model, Seed, make_app, open_model
+
+__all__ = ["app"]
+
+app = make_app("The Gaussian posterior p(θ|D) over the pre-trained weights.")
+
+
+@app.command("checkpoints")
+def posterior_checkpoints(
+    model: Model,
+    checkpoints: Annotated[list[Path], typer.Argument(help=".safetensors files or pipeline folders")],
+    out: Annotated[Path, typer.Option()],
+    anchor: Annotated[str, typer.Option(help="weights (what is sampled) or mean (of the checkpoints)")] = "weights",
+) -> None:
+    """From saved checkpoints of the pre-training run, streamed."""
+    from vdu.posterior import from_checkpoints
+
+    _write_posterior(from_checkpoints(open_model(model), checkpoints, anchor=anchor), out)
+
+
+@app.command("fisher")
+def posterior_fisher(
+    model: Model,
+    out: Annotated[Path, typer.Option()],
+    samples: Annotated[int, typer.Option(min=2, help="own samples, one gradient each")] = 256,
+    scale: Annotated[float, typer.Option(help="prior standard deviation")] = 1e-2,
+    seed: Seed = 0,
+) -> None:
+    """From the diagonal Fisher on the model's own samples: for a model with one checkpoint."""
+    from vdu.posterior import from_fisher
+    from vdu.sampling import sample as draw
+
+    backbone = open_model(model)
+    images = draw(backbone, backbone.network, samples, seed, steps=10)
+    _write_posterior(from_fisher(backbone, images, seed=seed, scale=scale), out)
+
+
+@app.command("isotropic")
+def posterior_isotropic(
+    model: Model, out: Annotated[Path, typer.Option()], scale: Annotated[float, typer.Option()] = 1e-3
+) -> None:
+    """The same spread for every parameter: plain L2 to the released weights."""
+    from vdu.posterior import isotropic
+
+    _write_posterior(isotropic(open_model(model), scale), out)
+
+
+@app.command("show")
+def posterior_show(file: Annotated[Path, typer.Argument()]) -> None:
+    """Spread, floor share and a summary of every layer."""
+    from vdu.posterior import load_posterior
+
+    _show_posterior(load_posterior(file))
+
+
+def _write_posterior(posterior: Any, out: Path) -> None:
+    posterior.save(out)
+    _show_posterior(posterior)
+    typer.echo(f"posterior: {out}")
+
+
+def _show_posterior(posterior: Any) -> None:
+    from vdu.posterior import summarise
+
+    typer.echo(f"source {posterior.source}, K = {posterior.count}, model {posterior.model_sha256[:12]}")
+    typer.echo(f"{'layer':32s}{'parameters':>11s}{'median sd':>12s}{'least':>12s}{'most':>12s}{'at floor':>10s}")
+    for name, s in summarise(posterior).items():
+        spread = f"{s.median_sd:12.3e}{s.smallest_sd:12.3e}{s.largest_sd:12.3e}{s.floor_share:10.1%}"
+        typer.echo(f"{name:32s}{s.parameters:11,d}{spread}")

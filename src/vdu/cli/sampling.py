@@ -1,0 +1,44 @@
+"""`vdu train` and `vdu sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdu.cli.options import Model, Seed, open_model, quiet
+
+__all__ = ["sample", "train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="recipe name or .toml file")],
+    data: Annotated[Path, typer.Option(help="folder with the corpus")],
+    out: Annotated[Path, typer.Option(help="run folder; run again to resume")],
+) -> None:
+    """Train an unconditional DDPM from a recipe, with the checkpoints that its posterior is made of."""
+    quiet()
+    from vdu.training import read_recipe
+    from vdu.training import train as run
+
+    typer.echo(f"pipeline: {run(read_recipe(recipe), data, out)}")
+
+
+def sample(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="PNG file of a grid")],
+    count: Annotated[int, typer.Option(min=1)] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Write a grid of samples."""
+    backbone = open_model(model)
+    from vdu.checkpoint import replacing
+    from vdu.grids import image_grid
+    from vdu.sampling import sample as draw
+
+    images = draw(backbone, backbone.network, count, seed, steps=steps)
+    with replacing(out) as beside:
+        image_grid(images, columns=min(16, count)).save(beside, format="PNG")
+    typer.echo(str(out))

@@ -1,0 +1,169 @@
+"""`vdu unlearn`: everything that can be refused is refused before the work starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from vdu.cli.options import Model, Overwrite, Precision, Seed, open_model
+from vdu.errors import VduError
+
+if TYPE_CHECKING:
+    from vdu.backbone import Backbone
+    from vdu.detector import Detector
+    from vdu.reference import Reference
+    from vdu.unlearning import Result
+
+__all__ = ["parse_settings", "unlearn_command"]
+
+RESULT_SIZES_OF_MODEL = 2  # the new pipeline, and the report with room to spare
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``["steps=80", "schedule=cosine"]`` to a dictionary; values are JSON where they can be."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise VduError(f"--set {pair!r} is not NAME=VALUE: write for instance --set steps=80")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+class Yardstick(NamedTuple):
+    """What the result will be measured with; None for what there is not."""
+
+    detector: Detector | None
+    target: str | None
+    reference: Reference | None
+
+
+def _yardstick(
+    model: str,
+    backbone: Backbone,
+    forget: Path,
+    detector: str | None,
+    target: str | None,
+    reference: Path | None,
+    skip_unreadable: bool,
+) -> Yardstick:
+    """Load the means of measuring; a shipped model brings its own classifier and features."""
+    from vdu.detector import load_detector
+    from vdu.forget_set import load_forget_set
+    from vdu.model_zoo import find_zoo_model
+    from vdu.reference import load_reference
+    from vdu.unlearning import most_seen_class
+
+    zoo = find_zoo_model(model)
+    images = load_forget_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+    source = detector or (str(zoo.classifier) if zoo else None)
+    if source is None:
+        for name, value in (("--target", target), ("--reference", reference)):
+            if value is not None:
+                raise VduError(f"{name} needs a detector: give --detector too")
+        return Yardstick(None, None, None)
+    judge = load_detector(source)
+    name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
+    path = reference or (zoo.reference if zoo and not detector else None)
+    return Yardstick(judge, name, load_reference(path, judge, backbone.shape) if path else None)
+
+
+def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from vdu.unlearning import unlearn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(
+        *columns, TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as p:
+        task = p.add_task("forgetting", total=steps_hint, figures="preparing: own samples, discriminator, forget score")
+        seen = {"share": "–"}
+
+        def on_step(record: Any, check: Any) -> None:
+            if check is not None:
+                seen["share"] = f"forget {check.forget_share:.1%}, none {check.none_share:.1%}"
+            p.update(task, completed=record.step, figures=f"loss {record.loss:.4f}, {seen['share']}")
+
+        return unlearn(on_step=on_step, **arguments)
+
+
+def unlearn_command(
+    model: Model,
+    forget: Annotated[Path, typer.Option(help="folder of images that the model must never produce again")],
+    out: Annotated[Path, typer.Option(help="where the clean pipeline and its report go")],
+    method: Annotated[str, typer.Option(help="vdu, vdu-paper, guided, capped-ascent, ga")] = "vdu",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="undesired share of what the model makes; default: estimate")
+    ] = None,
+    posterior: Annotated[Path | None, typer.Option(help="posterior file (vdu-paper)")] = None,
+    detector: Annotated[str | None, typer.Option(help="classifier folder or module:function; for the figures")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")
+    ] = None,
+    guard_with_detector: Annotated[
+        bool, typer.Option("--guard-with-detector", help="let the guard count with the detector too")
+    ] = False,
+    reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="evaluation samples of each model")] = 1000,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the evaluation samples")] = 10,
+    seed: Seed = 0,
+    precision: Precision = "bf16",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best there is")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="go on without broken images")] = False,
+    overwrite: Overwrite = False,
+    state: Annotated[Path | None, typer.Option(help="folder for the run's state; run again to resume")] = None,
+) -> None:
+    """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
+    from vdu.checkpoint import refuse_existing, require_space
+    from vdu.methods import find_method, make_settings
+
+    refuse_existing(out, overwrite, folder=True)
+    values = parse_settings(set_ or [])
+    steps = make_settings(find_method(method), values).steps
+    backbone = open_model(model)
+    require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
+    yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
+    if guard_with_detector and yardstick.detector is None:
+        raise VduError("--guard-with-detector needs a detector: give --detector too")
+    result = _unlearn_with_progress(
+        steps,
+        model=model,
+        forget=forget,
+        method=method,
+        settings=values,
+        posterior=posterior,
+        share=share,
+        detector=yardstick.detector if guard_with_detector else None,
+        target=yardstick.target,
+        seed=seed,
+        precision=precision,
+        device=device,
+        skip_unreadable=skip_unreadable,
+        state_folder=state,
+    )
+    _finish(result, yardstick, out, overwrite, samples, sampler_steps)
+
+
+def _finish(result: Result, yardstick: Yardstick, out: Path, overwrite: bool, samples: int, sampler_steps: int) -> None:
+    """Measure, save, say what came out."""
+    from vdu.cli.evaluation import print_evaluation
+    from vdu.evaluation import Sampler
+
+    for notice in result.forget.notices:
+        typer.echo(f"notice: {notice}")
+    if yardstick.detector:
+        sampler = Sampler(count=samples, steps=sampler_steps, precision=result.record["precision"])
+        measured = result.evaluate(yardstick.detector, yardstick.target, reference=yardstick.reference, sampler=sampler)
+        print_evaluation(measured)
+    result.save(out, overwrite=overwrite)
+    typer.echo(f"{result.record['steps']} steps, {result.record['seconds']:.0f} s: {result.record['stop_reason']}")
+    typer.echo(f"clean pipeline: {out}   report: {out / 'report.html'}")

@@ -1,0 +1,38 @@
+"""`vdu zoo …`: the shipped models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdu.cli.options import make_app, quiet
+
+__all__ = ["app"]
+
+app = make_app("Small trained models that come with vdu.")
+
+
+@app.command("list")
+def zoo_list() -> None:
+    """Names, classes and folders of the shipped models."""
+    from vdu.model_zoo import zoo_models
+
+    for model in zoo_models():
+        classes = ", ".join(sorted(p.name for p in (model.folder / "forget").iterdir()))
+        typer.echo(f"{model.name}: classes {classes}; forget images in {model.folder / 'forget'}")
+
+
+@app.command("build")
+def zoo_build(
+    run: Annotated[Path, typer.Option(help="run folder of `vdu train`")],
+    data: Annotated[Path, typer.Option(help="folder with the corpus")],
+    out: Annotated[Path, typer.Option(help="zoo folder to write")],
+) -> None:
+    """Make a zoo folder from a finished training run; trains the classifier and measures quality."""
+    quiet()
+    from vdu.zoo_build import build_zoo_model
+
+    typer.echo(json.dumps(build_zoo_model(run, data, out)["quality"], indent=1))
