@@ -1,5 +1,7 @@
 """Formulas against closed forms and naive loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from vdu.backbone import load_backbone
 from vdu.bayes_target import retained_output
 from vdu.discriminator import best_bin_share
 from vdu.metrics import frechet_distance, kernel_distance, pul, share_interval
-from vdu.plasticity import Ascent, elbo_weight
+from vdu.plasticity import Ascent, Guided, elbo_weight
 from vdu.posterior import Posterior, isotropic, welford
 from vdu.sampling import sample
 from vdu.stability import WeightStability
@@ -67,6 +69,36 @@ def test_explicit_gradient_is_that_of_the_kl():
     assert stability.value() == pytest.approx(0.49 / 0.08, rel=1e-5)
     stability.add_gradient(0.5)
     assert network.weight.grad.item() == pytest.approx(0.5 * 0.7 / 0.04, rel=1e-5)
+
+
+def test_value_is_the_kl_divergence_of_two_gaussians_with_the_posteriors_spread():
+    _, stability = _one_weight(0.7, 0.04)
+    q, p = torch.distributions.Normal(0.7, 0.2), torch.distributions.Normal(0.0, 0.2)
+    assert stability.value() == pytest.approx(torch.distributions.kl_divergence(q, p).item(), rel=1e-5)
+
+
+class _GaussianScore(torch.nn.Module):
+    """The exact ε of data N(mean, 1): x_t ~ N(√ᾱ mean, 1), so ε(x_t, t) = √(1 − ᾱ) (x_t − √ᾱ mean)."""
+
+    def __init__(self, mean, alpha_bar):
+        super().__init__()
+        self.mean, self.alpha_bar = torch.nn.Parameter(torch.tensor(mean)), alpha_bar
+
+    def forward(self, x_t, t):
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(1 - a).sqrt() * (x_t - a.sqrt() * self.mean))
+
+
+def test_guided_fixed_point_on_gaussians_is_the_mirrored_gaussian(backbone):
+    """Away from N(1, 1) by η = 2, N(0, 1) becomes N(−2, 1): the loss there is zero and every other mean is worse."""
+    backbone.network = _GaussianScore(0.0, backbone.alpha_bar)
+    guided = Guided(backbone, torch.zeros(5, 1, 8, 8), _GaussianScore(1.0, backbone.alpha_bar), eta=2.0)
+
+    def loss(mean):
+        return guided(_GaussianScore(mean, backbone.alpha_bar), 16, torch.Generator().manual_seed(0)).item()
+
+    assert loss(-2.0) == pytest.approx(0, abs=1e-10)
+    assert min(loss(-1.9), loss(-2.1)) > 1e-4
 
 
 def test_frechet_distance_of_known_gaussians():

@@ -74,7 +74,7 @@ def evaluation() -> dict[str, Any]:
         "target": "3",
         "samples": 2000,
         "seed": 1000,
-        "sampler": {"name": "DDIM", "steps": 10, "eta": 0.0, "precision": "bf16"},
+        "sampler": {"name": "SDE-DPM-Solver++(2M)", "steps": 12, "precision": "bf16"},
         "detector": {"name": "mnist-classifier", "sha256": SHA["detector"], "threshold": 0.71},
         "class_names": [str(i) for i in range(10)],
         "pul": {"value": 98.4, "low": 97.0, "high": 99.3},

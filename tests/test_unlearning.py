@@ -1,6 +1,7 @@
 """The contract of every method, resume, and the errors that a user meets."""
 
 import errno
+import math
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,25 @@ def test_same_seed_gives_the_same_tensors_and_the_result_round_trips(method, for
     assert weights_sha256(again.unet) == first.record["result_sha256"]
 
 
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_prediction_types_are_unlearned_too(kind, forget):
+    result = unlearn(make_pipeline(kind), forget, settings=SHORT, share=0.2, precision="fp32")
+    assert result.record["history"]
+    assert all(math.isfinite(h["loss"]) for h in result.record["history"])
+
+
+def test_another_seed_gives_other_tensors(forget):
+    every_step = {"guard_every_steps": 4}
+    first, second = (_forget(forget, "guided", seed=s, settings=every_step) for s in (0, 1))
+    assert first.record["best_step"] == second.record["best_step"] == 4
+    assert first.record["result_sha256"] != second.record["result_sha256"]
+
+
 def test_only_the_chosen_parameters_move(forget):
-    result = _forget(forget, settings={"parameters": "mid_block.*", "guard_every_steps": 4})
+    result = _forget(forget, "guided", settings={"parameters": "mid_block.*", "guard_every_steps": 4})
     before = dict(result.original.network.named_parameters())
     moved = {n for n, p in result.pipeline.unet.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
     assert all(name.startswith("mid_block.") for name in moved)
 
 

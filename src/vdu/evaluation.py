@@ -18,7 +18,7 @@ from vdu.detector import Detection, Detector, load_detector
 from vdu.errors import VduError
 from vdu.provenance import code_commit, package_versions
 from vdu.reference import Reference, load_reference
-from vdu.sampling import sample
+from vdu.sampling import DEFAULT_STEPS, SAMPLER, sample
 
 __all__ = ["Evaluation", "Sampler", "evaluate", "figures"]
 
@@ -27,9 +27,9 @@ FEWEST_FOR_FEATURES = 100
 
 @dataclass(frozen=True)
 class Sampler:
-    """How evaluation samples are made: DDIM, η = 0."""
+    """How evaluation samples are made; the solver is `vdu.sampling`'s."""
 
-    steps: int = 10
+    steps: int = DEFAULT_STEPS
     precision: str = "bf16"
     seed: int = 1000
     count: int = 2000
@@ -152,7 +152,7 @@ def _heading(
         "target": target,
         "samples": sampler.count,
         "seed": sampler.seed,
-        "sampler": {"name": "DDIM", "steps": sampler.steps, "eta": 0.0, "precision": sampler.precision},
+        "sampler": {"name": SAMPLER, "steps": sampler.steps, "precision": sampler.precision},
         "detector": {"name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold},
         "class_names": list(judge.class_names),
         "extractor": extractor,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vdu.detector import Detector
 from vdu.discriminator import feature_bank
 from vdu.preparation import Preparation
-from vdu.sampling import sample
+from vdu.sampling import DEFAULT_STEPS, sample
 
 __all__ = ["Check", "Guard", "Judge", "detector_judge", "label_free_judge"]
 
@@ -87,7 +87,13 @@ class Guard:
     """Compares samples of a changing network with the original's, seed by seed."""
 
     def __init__(
-        self, preparation: Preparation, judge: Judge, *, count: int = 128, sampler_steps: int = 10, seed: int = 77
+        self,
+        preparation: Preparation,
+        judge: Judge,
+        *,
+        count: int = 128,
+        sampler_steps: int = DEFAULT_STEPS,
+        seed: int = 77,
     ) -> None:
         self.preparation, self.judge = preparation, judge
         self.count, self.sampler_steps, self.seed = count, sampler_steps, seed

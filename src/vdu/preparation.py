@@ -12,7 +12,7 @@ from vdu.discriminator import Discriminator, estimate_share, fit_discriminator
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
 from vdu.posterior import Posterior
-from vdu.sampling import sample
+from vdu.sampling import DEFAULT_STEPS, sample
 
 __all__ = ["Preparation"]
 
@@ -26,7 +26,7 @@ class Preparation:
     seed: int
     precision: str = "fp32"
     own_count: int = 512
-    own_sampler_steps: int = 10
+    own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
 

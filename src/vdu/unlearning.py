@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,27 +60,37 @@ class Result:
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")
         return self.evaluation
 
+    @cached_property
+    def _preview(self) -> Evaluation:
+        """Samples of both models without figures, for a result that was not measured."""
+        sampler = Sampler(count=PREVIEW_IMAGES)
+        return Evaluation({}, sampler.draw(self.original), sampler.draw(Backbone(self.pipeline)), [])
+
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML file."""
         from vdu.report import write_report
 
-        if self.evaluation is not None:
-            before, after, record = self.evaluation.before, self.evaluation.after, self.evaluation.record
-            marks: list[bool] | None = self.evaluation.marks[:PREVIEW_IMAGES]
-        else:
-            preview = Sampler(count=PREVIEW_IMAGES)
-            before, after = preview.draw(self.original), preview.draw(Backbone(self.pipeline))
-            record, marks = {}, None
+        shown = self.evaluation or self._preview
         with replacing(Path(path)) as beside:
             write_report(
                 beside,
                 unlearning=self.record,
-                evaluation=record or None,
-                before=before[:PREVIEW_IMAGES],
-                after=after[:PREVIEW_IMAGES],
+                evaluation=shown.record or None,
+                before=shown.before[:PREVIEW_IMAGES],
+                after=shown.after[:PREVIEW_IMAGES],
                 forget=self.forget.images,
-                marks=marks,
+                marks=shown.marks[:PREVIEW_IMAGES] or None,
             )
+        return Path(path)
+
+    def picture(self, path: str | Path = "before-after.png", pairs: int = 32) -> Path:
+        """Write original and unlearned samples of equal seeds as one picture."""
+        from vdu.grids import before_after
+
+        shown = self.evaluation or self._preview
+        marks = shown.marks[:pairs] or None
+        with replacing(Path(path)) as beside:
+            before_after(shown.before[:pairs], shown.after[:pairs], 16, 2, marks).save(beside, format="PNG")
         return Path(path)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
@@ -96,6 +107,7 @@ class Result:
                 (beside / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
             write_model_card(beside, self.record, measured)
             self.report(beside / "report.html")
+            self.picture(beside / "before-after.png")
         return folder
 
 

@@ -26,6 +26,7 @@ from vdu.metrics import class_shares
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.reference import Reference
+from vdu.sampling import SAMPLER
 
 __all__ = ["build_zoo_model"]
 
@@ -34,7 +35,9 @@ FORGET_IMAGES = 100
 
 def _write_half_precision(source: Path, out: Path) -> None:
     """The pipeline with float16 weights: half the size to ship, loaded as float32. These weights are the anchor."""
-    DDPMPipeline.from_pretrained(source, torch_dtype=torch.float16, use_safetensors=True).save_pretrained(out)
+    pipeline = DDPMPipeline.from_pretrained(source, use_safetensors=True)
+    pipeline.unet.half()
+    pipeline.save_pretrained(out)
 
 
 def _write_forget_images(corpus: Corpus, folder: Path) -> None:
@@ -53,7 +56,7 @@ def _quality(folder: Path, sampler: Sampler) -> dict[str, Any]:
     nearest_class = class_shares(detector.judge(images)[0].argmax(1), len(detector.class_names))
     return {
         "samples": sampler.count,
-        "sampler": {"name": "DDIM", "steps": sampler.steps, "eta": 0.0, "seed": sampler.seed},
+        "sampler": {"name": SAMPLER, "steps": sampler.steps, "seed": sampler.seed},
         "accepted_percent": 100 - shares[-1],
         "class_percent_of_all": dict(zip(detector.class_names, shares[:-1], strict=True)),
         "class_percent_without_reject": dict(zip(detector.class_names, nearest_class[:-1], strict=True)),
@@ -88,7 +91,7 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
             "posterior_checkpoints": posterior.count,
             "classifier": json.loads((beside / "classifier" / "config.json").read_text()),
             "forget_images": f"the first {FORGET_IMAGES} training images of each class; the name is the image's number",
-            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (10, 20)],
+            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (12, 25)],
             "versions": package_versions(),
         }
         (beside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -57,8 +57,8 @@ def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:
         loss = objective.loss(network, BATCH_SIZE, generator(0, "cost"))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         objective.after_backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         objective.after_step(1e-6)
 

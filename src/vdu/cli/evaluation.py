@@ -33,7 +33,7 @@ def evaluate(
     reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
     oracle: Annotated[str | None, typer.Option(help="a model retrained without the class")] = None,
     samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,
-    sampler_steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 10,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 12,
     seed: Seed = 1000,
     precision: Precision = "bf16",
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,

@@ -40,7 +40,7 @@ def posterior_fisher(
     from vdu.sampling import sample as draw
 
     backbone = open_model(model)
-    images = draw(backbone, backbone.network, samples, seed, steps=10)
+    images = draw(backbone, backbone.network, samples, seed)
     _write_posterior(from_fisher(backbone, images, seed=seed, scale=scale), out)
 
 

@@ -29,7 +29,7 @@ def sample(
     model: Model,
     out: Annotated[Path, typer.Option(help="PNG file of a grid")],
     count: Annotated[int, typer.Option(min=1)] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 25,
     seed: Seed = 0,
 ) -> None:
     """Write a grid of samples."""

@@ -114,7 +114,7 @@ def unlearn_command(
     ] = False,
     reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
     samples: Annotated[int, typer.Option(min=2, help="evaluation samples of each model")] = 1000,
-    sampler_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the evaluation samples")] = 10,
+    sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps of the evaluation samples")] = 12,
     seed: Seed = 0,
     precision: Precision = "bf16",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best there is")] = None,

@@ -1,0 +1,168 @@
+"""The command line: one clear line and exit code 2 for bad input, before any work; files where they were asked for."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import make_pipeline
+from PIL import Image
+
+from vdu.bench.suite import read_suite
+from vdu.bench.tables import render
+from vdu.cli import main
+from vdu.errors import VduError
+
+ROW_KEYS = {
+    *("method", "target", "seed", "pul", "pul_low", "pul_high", "share_before", "share_after", "share_none"),
+    *("u_fid", "u_fid_original", "seconds", "steps"),
+}
+
+
+def brightness(images):
+    """A detector of dark and bright pictures: probabilities ``(N, 2)``."""
+    bright = ((images.mean(dim=(1, 2, 3)) + 1) / 2).clamp(0, 1)
+    return torch.stack([1 - bright, bright], dim=1)
+
+
+brightness.class_names = ["dark", "bright"]
+brightness.threshold = 0.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "bad").mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 200 + 10 * i).save(tmp_path / "bad" / f"{i}.png")
+    return tmp_path
+
+
+def _vdu(monkeypatch, capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    captured = capsys.readouterr()
+    return left.value.code or 0, captured.out, captured.err
+
+
+def _unlearn(monkeypatch, capsys, folder, *more):
+    short = ("--set", "steps=2", "--set", "guard_every_steps=1", "--share", "0.3", "--precision", "fp32")
+    basic = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "clean")
+    return _vdu(monkeypatch, capsys, *basic, *short, "--samples", "8", "--sampler-steps", "2", *more)
+
+
+def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
+    detector = ("--detector", "test_cli:brightness", "--target", "bright")
+    code, out, err = _unlearn(monkeypatch, capsys, folder, "--method", "guided", *detector)
+    assert code == 0, err
+    assert "PUL" in out
+    clean = folder / "clean"
+    assert {"model_index.json", "unet", "report.html", "README.md", "unlearning.json", "evaluation.json"} <= {
+        p.name for p in clean.iterdir()
+    }
+    figures = folder / "figures.json"
+    again = ("evaluate", folder / "model", clean, *detector, "--samples", "8", "--sampler-steps", "2")
+    code, _, err = _vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32", "--out", figures)
+    assert code == 0, err
+    first, second = (json.loads(p.read_text()) for p in (clean / "evaluation.json", figures))
+    assert first["pul"] == second["pul"]
+    assert first["unlearned_sha256"] == second["unlearned_sha256"]
+    assert second["u_fid"] is None
+    assert second["samples"] == 8
+
+
+def _refused(result, *said):
+    code, _, err = result
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert all(text in err for text in said), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "vdu-papr"), ("unknown method", "did you mean", "vdu-paper")),
+        (("--set", "stepz=3"), ("no setting 'stepz'", "steps")),
+        (("--set", "steps=0"), ("steps=0", "greater than or equal to 1")),
+        (("--set", "steps"), ("NAME=VALUE",)),
+        (("--share", "1.5"), ("between 0 and 1",)),
+        (("--method", "vdu-paper"), ("needs a posterior",)),
+        (("--posterior", "absent.safetensors"), ("no posterior file",)),
+        (("--detector", "test_cli:brightness", "--target", "brite"), ("no class 'brite'", "bright")),
+        (("--detector", "test_cli:nothing"), ("no Python function",)),
+        (("--target", "bright"), ("--target needs a detector",)),
+        (("--guard-with-detector",), ("needs a detector",)),
+        (("--device", "abacus"), ("unknown device",)),
+        (("--precision", "fp8"), ("unknown precision",)),
+        (("--set", "parameters=nothing.*"), ("no parameter matches",)),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, said, folder, monkeypatch, capsys):
+    _refused(_unlearn(monkeypatch, capsys, folder, *arguments), *said)
+    assert not (folder / "clean").exists()
+
+
+def test_an_existing_output_is_refused_before_the_work(folder, monkeypatch, capsys):
+    (folder / "clean").mkdir()
+    (folder / "clean" / "mine.txt").write_text("keep")
+    _refused(_unlearn(monkeypatch, capsys, folder), "exists", "--overwrite")
+    assert (folder / "clean" / "mine.txt").read_text() == "keep"
+
+
+def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
+    monkeypatch.setattr("vdu.cli.unlearning.RESULT_SIZES_OF_MODEL", 10**15)
+    _refused(_unlearn(monkeypatch, capsys, folder), "no space left", "MB free")
+
+
+def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
+    unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
+    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
+    _refused(_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    index = folder / "model" / "model_index.json"
+    index.write_text(index.read_text().replace("DDPMPipeline", "StableDiffusionPipeline"))
+    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'StableDiffusionPipeline' is not supported")
+
+
+def test_posterior_commands(folder, monkeypatch, capsys):
+    out = folder / "p.safetensors"
+    code, said, err = _vdu(monkeypatch, capsys, "posterior", "fisher", folder / "model", "--samples", 2, "--out", out)
+    assert code == 0, err
+    assert "median sd" in said
+    code, said, _ = _vdu(monkeypatch, capsys, "posterior", "show", out)
+    assert code == 0
+    assert "source fisher" in said
+    arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
+    _refused(_vdu(monkeypatch, capsys, *arguments), "at least 2")
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, vdu, vdu.cli; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
+    suite = read_suite("mnist-digits")
+    assert len(list(suite.runs())) == 10 * 3 * 3
+    with pytest.raises(VduError, match="did you mean 'mnist-digits'"):
+        read_suite("mnist-digit")
+    bad = tmp_path / "bad.toml"
+    bad.write_text(
+        'model = "mnist"\ntargets = ["x"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n[methods.ga]\nmethod = "ga"\n'
+    )
+    with pytest.raises(VduError, match="no forget images of class 'x'"):
+        read_suite(str(bad))
+
+
+def test_tables_are_made_from_result_files(tmp_path):
+    row = dict.fromkeys(ROW_KEYS, 1.0) | {"method": "vdu", "target": "3", "seed": 0, "pul": 97.5, "u_fid": None}
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "vdu-3-0.json").write_text(json.dumps({"row": row}))
+    assert json.loads(render("some", tmp_path, "json")) == [row]
+    table = render("some", tmp_path, "table")
+    assert "97.50" in table
+    assert "not measured" in table
+    with pytest.raises(VduError, match="no results"):
+        render("other", tmp_path, "table")

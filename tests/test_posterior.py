@@ -1,0 +1,81 @@
+"""The posterior from checkpoints: what it is, what it refuses, and that its file says the same."""
+
+import pytest
+import torch
+from conftest import make_pipeline
+
+from vdu import VduError
+from vdu.backbone import load_backbone
+from vdu.checkpoint import write_tensors
+from vdu.posterior import from_checkpoints, from_fisher, load_posterior, summarise
+from vdu.stability import WeightStability
+
+
+@pytest.fixture
+def checkpoints(backbone, tmp_path):
+    paths = []
+    for k in range(4):
+        g = torch.Generator().manual_seed(k)
+        state = {n: p + 1e-3 * torch.randn(p.shape, generator=g) for n, p in backbone.network.state_dict().items()}
+        paths.append(tmp_path / f"step-{k}.safetensors")
+        write_tensors(paths[-1], state)
+    return paths
+
+
+def test_spread_is_that_of_the_checkpoints_and_the_file_keeps_it(backbone, checkpoints, tmp_path):
+    posterior = from_checkpoints(backbone, checkpoints)
+    assert summarise(posterior)["all"].median_sd == pytest.approx(1e-3, rel=0.2)
+    posterior.save(tmp_path / "p.safetensors")
+    again = load_posterior(tmp_path / "p.safetensors", backbone)
+    assert again.source == "checkpoints"
+    assert again.count == 4
+    for name, variance in posterior.variance.items():
+        assert torch.equal(again.variance[name], variance)
+
+
+def test_the_anchor_is_the_sampled_network_or_the_mean_where_asked(backbone, checkpoints, tmp_path):
+    at_weights = WeightStability(backbone.trainable_copy(), from_checkpoints(backbone, checkpoints))
+    assert at_weights.value() == 0
+    from_checkpoints(backbone, checkpoints, anchor="mean").save(tmp_path / "m.safetensors")
+    at_mean = WeightStability(backbone.trainable_copy(), load_posterior(tmp_path / "m.safetensors", backbone))
+    assert at_mean.value() > 0
+    with pytest.raises(VduError, match="'mean'"):
+        from_checkpoints(backbone, checkpoints, anchor="meen")
+
+
+def test_half_precision_keeps_the_spread(backbone, checkpoints, tmp_path):
+    posterior = from_checkpoints(backbone, checkpoints)
+    posterior.save(tmp_path / "p.safetensors", torch.bfloat16)
+    again = load_posterior(tmp_path / "p.safetensors", backbone)
+    for name, variance in posterior.variance.items():
+        torch.testing.assert_close(again.variance[name], variance, rtol=5e-3, atol=0)
+
+
+def test_checkpoints_of_another_model_are_refused_with_the_first_difference(backbone, checkpoints, tmp_path):
+    first = next(iter(backbone.network.state_dict()))
+    state = dict(backbone.network.state_dict())
+    write_tensors(tmp_path / "short.safetensors", {n: p for n, p in state.items() if n != first})
+    with pytest.raises(VduError, match=f"no parameter '{first}'"):
+        from_checkpoints(backbone, [*checkpoints, tmp_path / "short.safetensors"])
+    write_tensors(tmp_path / "other.safetensors", state | {first: torch.zeros(3)})
+    with pytest.raises(VduError, match=rf"'{first}' has shape \(3,\)"):
+        from_checkpoints(backbone, [*checkpoints, tmp_path / "other.safetensors"])
+    with pytest.raises(VduError, match="at least 2"):
+        from_checkpoints(backbone, checkpoints[:1])
+
+
+def test_fisher_is_the_sum_of_squared_gradients(backbone):
+    """Where the loss does not feel a parameter the prior's spread stands; elsewhere it is smaller."""
+    posterior = from_fisher(backbone, torch.rand(3, 1, 8, 8), scale=0.1)
+    variance = posterior.variance["conv_out.bias"]
+    assert posterior.count == 3
+    assert variance.max() < 0.1**2
+    spread = torch.cat([v.flatten() for v in posterior.variance.values()])
+    assert float(spread.max()) <= 0.1**2 * (1 + 1e-6)
+
+
+def test_a_posterior_without_spread_is_refused(backbone, tmp_path):
+    for k in range(2):
+        write_tensors(tmp_path / f"{k}.safetensors", backbone.network.state_dict())
+    with pytest.raises(VduError, match="no spread"):
+        from_checkpoints(load_backbone(make_pipeline()), [tmp_path / "0.safetensors", tmp_path / "1.safetensors"])

@@ -1,0 +1,84 @@
+"""Pre-training: resume equals uninterrupted, and what is not the raw corpus is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vdu.training
+from vdu import VduError
+from vdu.checkpoint import save_state
+from vdu.corpora import load_corpus
+from vdu.training import Recipe, read_recipe, train
+
+
+def _idx(path, tensor):
+    header = b"\x00\x00\x08" + bytes([tensor.ndim]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
+    path.write_bytes(header + tensor.numpy().tobytes())
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    g = torch.Generator().manual_seed(0)
+    _idx(folder / "train-images-idx3-ubyte", torch.randint(0, 256, (20, 8, 8), generator=g, dtype=torch.uint8))
+    _idx(folder / "train-labels-idx1-ubyte", torch.arange(20, dtype=torch.uint8) % 10)
+    return folder
+
+
+@pytest.fixture
+def recipe():
+    unet = {
+        **{"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16]},
+        **{"layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8},
+        **{"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
+    }
+    settings = read_recipe("mnist").training.model_dump() | {
+        **{"cycle_steps": [6], "batch_size": 4, "state_every_steps": 3, "posterior_checkpoints": 2},
+        **{"precision": "fp32", "warmup_steps": 2},
+    }
+    return Recipe(name="tiny", corpus="mnist", unet=unet, noise={"num_train_timesteps": 50}, training=settings)
+
+
+def test_resume_equals_uninterrupted(recipe, data, tmp_path, monkeypatch):
+    whole = load_file(train(recipe, data, tmp_path / "whole") / "unet" / "diffusion_pytorch_model.safetensors")
+
+    def save_and_stop(*arguments):
+        save_state(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vdu.training, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "parts")
+    parts = load_file(train(recipe, data, tmp_path / "parts") / "unet" / "diffusion_pytorch_model.safetensors")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert len(list((tmp_path / "parts" / "checkpoints").iterdir())) == 2
+
+
+def test_a_state_of_other_settings_is_refused(recipe, data, tmp_path):
+    train(recipe, data, tmp_path / "run")
+    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 1})})
+    with pytest.raises(VduError, match="other settings"):
+        train(other, data, tmp_path / "run")
+
+
+def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
+    with pytest.raises(VduError, match="no train-images"):
+        load_corpus("mnist", tmp_path)
+    images = data / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-5])
+    with pytest.raises(VduError, match="cut short"):
+        load_corpus("mnist", data)
+    images.write_bytes(b"PK not idx")
+    with pytest.raises(VduError, match="not an IDX file"):
+        load_corpus("mnist", data)
+
+
+def test_unknown_recipes_and_settings_are_refused(tmp_path):
+    with pytest.raises(VduError, match="did you mean 'mnist'"):
+        read_recipe("mnst")
+    (tmp_path / "bad.toml").write_text('name = "x"\ncolour = 3\n')
+    with pytest.raises(VduError, match="colour"):
+        read_recipe(str(tmp_path / "bad.toml"))
