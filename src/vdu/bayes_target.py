@@ -46,16 +46,17 @@ class BayesTarget:
         self.forget_score, self.discriminator = forget_score, discriminator
         self.share, self.rho_max = share, rho_max
 
-    def target(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """``f_r(x_t, t)``, shape ``(B, C, H, W)``."""
+    def target(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``f_r(x_t, t)``, shape ``(B, C, H, W)``, and ``ρ`` ``(B,)``."""
         original, features = self.backbone.original_with_features(x_t, t)
         rho = (self.share * self.discriminator(features, t / self.backbone.timesteps).exp()).clamp(max=self.rho_max)
         with torch.no_grad():
             undesired = self.backbone.output(self.forget_score, x_t, t)
-        return retained_output(original, undesired, rho)
+        return retained_output(original, undesired, rho), rho
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
-        """The mean squared error on a random batch; a scalar."""
+        """The squared error, weighted by 1 − ρ, on a random batch; a scalar."""
         noised = draw(self.backbone, self.images, batch_size, g)
-        target = self.target(noised.x_t, noised.t)
-        return (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean()
+        target, rho = self.target(noised.x_t, noised.t)
+        error = (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean(dim=(1, 2, 3))
+        return ((1 - rho) * error).mean()

@@ -70,7 +70,13 @@ class Discriminator(nn.Module):
 
 
 def feature_bank(
-    backbone: Backbone, images: Tensor, draws: int, seed: int, stream: str, t_range: tuple[float, float] = (0.0, 1.0)
+    backbone: Backbone,
+    images: Tensor,
+    draws: int,
+    seed: int,
+    stream: str,
+    t_range: tuple[float, float] = (0.0, 1.0),
+    precision: str = "fp32",
 ) -> Bank:
     """Noise every image ``draws`` times, at times uniform in ``t_range`` · T; keep the frozen network's features."""
     x_0, g = images.repeat(draws, 1, 1, 1), generator(seed, "bank", stream)
@@ -79,7 +85,8 @@ def feature_bank(
     x_t = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t)
     device = next(backbone.network.parameters()).device
     parts = zip(x_t.split(FEATURE_BATCH), t.split(FEATURE_BATCH), strict=True)
-    features = torch.cat([backbone.original_with_features(x.to(device), s.to(device))[1] for x, s in parts])
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        features = torch.cat([backbone.original_with_features(x.to(device), s.to(device))[1] for x, s in parts])
     return Bank(features, t.to(device) / backbone.timesteps)
 
 
@@ -104,11 +111,11 @@ def fit_head(forget: Bank, own: Bank, seed: int, steps: int = 300, batch_size: i
 
 
 def fit_discriminator(
-    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, bank_size: int = 2000
+    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, precision: str = "fp32", bank_size: int = 2000
 ) -> Discriminator:
     """The time-dependent discriminator on all times, from ``bank_size`` noised images of each kind."""
     banks = [
-        feature_bank(backbone, images, max(1, bank_size // len(images)), seed, stream)
+        feature_bank(backbone, images, max(1, bank_size // len(images)), seed, stream, precision=precision)
         for images, stream in ((forget, "forget"), (own, "own"))
     ]
     return fit_head(banks[0], banks[1], seed)
@@ -132,13 +139,15 @@ def _image_scores(head: Discriminator, bank: Bank) -> Tensor:
     return head(bank.features, bank.times).view(DRAWS, -1).mean(0)
 
 
-def estimate_share(backbone: Backbone, forget: Tensor, own: Tensor, seed: int, folds: int = 5) -> float:
+def estimate_share(
+    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, precision: str = "fp32", folds: int = 5
+) -> float:
     """π̂: the undesired share of ``own`` samples ``(M, C, H, W)``, by cross-fitting. Needs no labels.
 
     With fewer than five forget images a fold holds one image; a single image cannot be held out and gives 1 / M.
     """
-    bank_f = feature_bank(backbone, forget, DRAWS, seed, "share-forget", SHARE_RANGE)
-    bank_p = feature_bank(backbone, own, DRAWS, seed, "share-own", SHARE_RANGE)
+    bank_f = feature_bank(backbone, forget, DRAWS, seed, "share-forget", SHARE_RANGE, precision)
+    bank_p = feature_bank(backbone, own, DRAWS, seed, "share-own", SHARE_RANGE, precision)
     folds = min(folds, len(forget))
     if folds < 2:
         return 1 / len(own)

@@ -61,7 +61,9 @@ def label_free_judge(preparation: Preparation) -> Judge:
     """Forget images and own samples are all it knows."""
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        bank = feature_bank(preparation.backbone, images, LOOK_DRAWS, preparation.seed, "look", LOOK_RANGE)
+        bank = feature_bank(
+            preparation.backbone, images, LOOK_DRAWS, preparation.seed, "look", LOOK_RANGE, preparation.precision
+        )
         logits = head(bank.features, bank.times).view(LOOK_DRAWS, -1).mean(0)
         features = (bank.features - head.centre) / head.spread
         return logits, features.view(LOOK_DRAWS, len(images), -1).mean(0)

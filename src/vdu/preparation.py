@@ -45,14 +45,14 @@ class Preparation:
     @cached_property
     def discriminator(self) -> Discriminator:
         """log p_f / p at every time."""
-        return fit_discriminator(self.backbone, self.forget, self.own_samples, self.seed)
+        return fit_discriminator(self.backbone, self.forget, self.own_samples, self.seed, self.precision)
 
     @cached_property
     def share(self) -> float:
         """π: as given, or estimated without labels."""
         if self.given_share is not None:
             return self.given_share
-        return estimate_share(self.backbone, self.forget, self.own_samples, self.seed)
+        return estimate_share(self.backbone, self.forget, self.own_samples, self.seed, self.precision)
 
     @cached_property
     def forget_score(self) -> nn.Module:
