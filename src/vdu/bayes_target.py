@@ -5,8 +5,11 @@ of the retained part is
 
     f_r(x_t) = (f_* − ρ f_f) / (1 − ρ) = f_* + ρ/(1 − ρ) (f_* − f_f)
 
-    plasticity A = E_{x ~ D_f} ‖f_θ − f_r‖²        stability B = E_{x ~ own samples} ‖f_θ − f_r‖²
+    plasticity A = E_{x ~ D_f} (1 − ρ) ‖f_θ − f_r‖²     stability B = E_{x ~ own samples} (1 − ρ) ‖f_θ − f_r‖²
 
+Up to a constant, B is the loss of retraining without D_f: ``E_{p_r} ‖f_θ − y‖² = E_{p_r} ‖f_θ − f_r‖² + const`` and
+``p_r = p (1 − ρ) / (1 − π)``. Without that weight the points that only D_f reaches (ρ → ρ_max, a target ρ/(1 − ρ) times
+as far) rule the gradient, and the network learns a shift for every picture instead of one for the undesired ones.
 Where ρ ≈ 0 this is self-distillation, where ρ → 1 strong guidance. ``f`` is the network's own output (ε, v or x_0): the
 formula is affine with coefficients that sum to one, so it is the same in each. Follows from Bayes' rule and the
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.

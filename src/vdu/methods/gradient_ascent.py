@@ -14,9 +14,9 @@ __all__ = ["METHOD"]
 class Settings(MethodSettings):
     """A small constant learning rate: ascent is fast."""
 
-    steps: Count = 60
+    steps: Count = 50
     learning_rate: Positive = 1e-5
-    guard_every_steps: Count = 4
+    guard_every_steps: Count = 5
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -23,14 +23,14 @@ LARGEST_SHARE = 0.9
 class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
-    steps: Count = 50
-    learning_rate: Positive = 4e-4
+    steps: Count = 100
+    learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    guard_every_steps: Count = 25
+    guard_every_steps: Count = 50
     stop_share: NotNegative | None = None
-    gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
-    strength: float = Field(1.25, gt=0, description="factor on the undesired share π")
+    gamma: float = Field(0.4, ge=0, le=1, description="weight of own samples against forget images")
+    strength: float = Field(1.4, gt=0, description="factor on the undesired share π")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
 
 

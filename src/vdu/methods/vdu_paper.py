@@ -24,9 +24,9 @@ class Settings(MethodSettings):
     """γ as in the paper; `weighting` and `stability_step` choose between its forms and ours."""
 
     needs = ("forget", "posterior")
-    steps: Count = 60
+    steps: Count = 50
     learning_rate: Positive = 1e-5
-    guard_every_steps: Count = 4
+    guard_every_steps: Count = 5
     gamma: float = Field(0.5, ge=0, le=1)
     weighting: Literal["simple", "elbo"] = "simple"
     stability_step: Literal["explicit", "proximal"] = "explicit"
