@@ -161,6 +161,7 @@ def unlearn(
     device: str | None = None,
     skip_unreadable: bool = False,
     state_folder: str | Path | None = None,
+    on_ready: Callable[[], None] | None = None,
     on_step: Callable[[StepRecord, Check | None], None] | None = None,
 ) -> Result:
     """Make ``model`` (pipeline, folder, zoo name or hub id) forget the images ``forget``.
@@ -168,6 +169,7 @@ def unlearn(
     ``forget``: folder, list of files, `datasets.Dataset`, or tensor ``(N, C, H, W)`` in [-1, 1]. ``share``: π, the
     undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let the
     guard count the class; without them it judges by the forget images alone. ``state_folder`` makes the run resumable.
+    ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
@@ -188,6 +190,8 @@ def unlearn(
     index = judge.class_index(target or most_seen_class(judge, images)) if judge else None
     network = backbone.trainable_copy()
     _choose_parameters(network, values.parameters)
+    if on_ready:
+        on_ready()
     backbone.network.to(place)
     preparation = Preparation(backbone, images.images, seed, precision, given_share=share, given_posterior=prior)
     objective = chosen.build(values, preparation, network.to(place))

@@ -81,18 +81,19 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
     from vdu.unlearning import unlearn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns, TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as p:
-        task = p.add_task("forgetting", total=steps_hint, figures="preparing: own samples, discriminator, forget score")
-        seen = {"share": "–"}
+    bar = Progress(*columns, TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=Console(stderr=True))
+    task = bar.add_task("forgetting", total=steps_hint, figures="preparing: own samples, discriminator, forget score")
+    seen = {"share": "–"}
 
-        def on_step(record: Any, check: Any) -> None:
-            if check is not None:
-                seen["share"] = f"forget {check.forget_share:.1%}, none {check.none_share:.1%}"
-            p.update(task, completed=record.step, figures=f"loss {record.loss:.4f}, {seen['share']}")
+    def on_step(record: Any, check: Any) -> None:
+        if check is not None:
+            seen["share"] = f"forget {check.forget_share:.1%}, none {check.none_share:.1%}"
+        bar.update(task, completed=record.step, figures=f"loss {record.loss:.4f}, {seen['share']}")
 
-        return unlearn(on_step=on_step, **arguments)
+    try:
+        return unlearn(on_ready=bar.start, on_step=on_step, **arguments)
+    finally:
+        bar.stop()
 
 
 def unlearn_command(
