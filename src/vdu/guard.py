@@ -4,7 +4,9 @@
     none share     share that is like nothing the model made before
     diversity      mean distance between samples, relative to the original's
     change         root mean squared pixel distance to the original's sample of the same seed
-    score          forget share + rise of the none share + loss of diversity; the step with the least is handed out
+    score          forget share + rise of the none share + loss of diversity, both beyond what chance does to a small
+                   sample; the step with the least is handed out, the later one where two are equal. A judge that is
+                   blind to the content thus does not undo the work
 
 The judge is a detector where there is one. Without: the discriminator's verdict ``π e^logit > ½`` at low noise, and
 for "none" the distance to the nearest own sample in the frozen network's features, beyond the 95 % quantile of what
@@ -30,6 +32,8 @@ Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 LARGEST_NONE_RISE = 0.10
 SMALLEST_DIVERSITY = 0.75
+TOLERATED_NONE_RISE = 0.03
+TOLERATED_DIVERSITY_LOSS = 0.05
 LOOK_DRAWS = 4
 LOOK_RANGE = (0.05, 0.3)
 
@@ -123,6 +127,6 @@ class Guard:
         diversity = _spread(images) / self.diversity
         change = float((images - self.original).pow(2).mean().sqrt())
         rise = max(0.0, none - self.none_share)
-        score = forget + rise + max(0.0, 1 - diversity)
+        score = forget + max(0.0, rise - TOLERATED_NONE_RISE) + max(0.0, 1 - TOLERATED_DIVERSITY_LOSS - diversity)
         broken = rise > LARGEST_NONE_RISE or diversity < SMALLEST_DIVERSITY
         return Check(step, forget, none, diversity, change, score, broken)
