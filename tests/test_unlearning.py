@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_pipeline
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 import vdu.loop
@@ -159,6 +159,24 @@ def test_a_posterior_of_another_model_is_refused(forget, tmp_path):
 def test_an_unsupported_pipeline_class_is_refused(forget):
     with pytest.raises(VduError, match="not supported"):
         unlearn(torch.nn.Linear(1, 1), forget)
+
+
+def test_networks_that_cannot_be_used_are_refused(forget):
+    pipeline = make_pipeline()
+    for setting, said in ({"out_channels": 2}, "variance"), ({"sample_size": None}, "sample_size"):
+        unet = UNet2DModel.from_config(pipeline.unet.config | setting)
+        with pytest.raises(VduError, match=said):
+            unlearn(DDPMPipeline(unet, pipeline.scheduler), forget)
+    with pytest.raises(VduError, match="'sigmoid' is not supported"):
+        unlearn(DDPMPipeline(pipeline.unet, DDPMScheduler(beta_schedule="sigmoid")), forget)
+
+
+def test_a_half_precision_pipeline_is_worked_on_in_float32_and_left_alone(forget):
+    pipeline = make_pipeline()
+    pipeline.unet.half()
+    result = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32")
+    assert pipeline.unet.dtype == torch.float16
+    assert result.pipeline.unet.dtype == torch.float32
 
 
 def test_an_existing_output_is_kept_unless_overwritten(forget, tmp_path):

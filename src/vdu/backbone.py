@@ -51,7 +51,8 @@ class Backbone:
 
     def __init__(self, pipeline: DDPMPipeline | DDIMPipeline) -> None:
         self.pipeline = pipeline
-        self.network: UNet2DModel = pipeline.unet.eval().requires_grad_(False)
+        unet = pipeline.unet if pipeline.unet.dtype == torch.float32 else copy.deepcopy(pipeline.unet).float()
+        self.network: UNet2DModel = unet.eval().requires_grad_(False)
         size = self.network.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.shape: tuple[int, int, int] = (self.network.config.in_channels, height, width)
@@ -173,7 +174,7 @@ def _read_pipeline(path: str) -> Any:
 def load_backbone(model: Any) -> Backbone:
     """A `Backbone` from a diffusers pipeline object, a pipeline folder, or a hub id.
 
-    Raises `VduError` for a pipeline class, network or prediction type that is not supported.
+    Raises `VduError` for a pipeline class, network, prediction type or noise schedule that is not supported.
     """
     pipeline = _read_pipeline(str(model)) if isinstance(model, (str, Path)) else model
     name = type(pipeline).__name__
@@ -186,4 +187,13 @@ def load_backbone(model: Any) -> Backbone:
     known = ("epsilon", "v_prediction", "sample")
     if pipeline.scheduler.config.prediction_type not in known:
         raise VduError(f"prediction type {pipeline.scheduler.config.prediction_type!r}: {nearest('', known)}")
+    config = pipeline.unet.config
+    if not config.sample_size:
+        raise VduError("the UNet2DModel has no sample_size: set the size of its images in unet/config.json")
+    if config.in_channels != config.out_channels:
+        raise VduError("a UNet2DModel that predicts a variance too (out_channels ≠ in_channels) is not supported")
+    try:
+        DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **SOLVER)
+    except NotImplementedError as error:
+        raise VduError(f"noise schedule {pipeline.scheduler.config.beta_schedule!r} is not supported") from error
     return Backbone(pipeline)
