@@ -38,6 +38,10 @@ def _write_half_precision(source: Path, out: Path) -> None:
     pipeline = DDPMPipeline.from_pretrained(source, use_safetensors=True)
     pipeline.unet.half()
     pipeline.save_pretrained(out)
+    for path in (out / "model_index.json", out / "unet" / "config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # diffusers writes the builder's own folder there
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_forget_images(corpus: Corpus, folder: Path) -> None:
