@@ -24,7 +24,7 @@ from vdu.forget_set import ForgetSet, load_forget_set
 from vdu.guard import Check, Guard, detector_judge, label_free_judge
 from vdu.loop import LoopResult, StepRecord, run_loop
 from vdu.methods import find_method, make_settings
-from vdu.model_zoo import find_zoo_model
+from vdu.model_zoo import ZooModel, find_zoo_model
 from vdu.objective import MethodSettings
 from vdu.posterior import Posterior, load_posterior
 from vdu.preparation import Preparation
@@ -120,6 +120,13 @@ def most_seen_class(detector: Detector, forget: ForgetSet) -> str:
     return detector.class_names[int(counts.argmax())]
 
 
+def _check_numbers(share: float | None, precision: str) -> None:
+    if share is not None and not 0 < share < 1:
+        raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
+    if precision not in ("fp32", "bf16"):
+        raise VduError(f"unknown precision {precision!r}: give fp32 or bf16")
+
+
 def _choose_parameters(network: nn.Module, pattern: str) -> None:
     chosen = 0
     for name, parameter in network.named_parameters():
@@ -175,10 +182,7 @@ def unlearn(
     started = time.monotonic()
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
-    if share is not None and not 0 < share < 1:
-        raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
-    if precision not in ("fp32", "bf16"):
-        raise VduError(f"unknown precision {precision!r}: give fp32 or bf16")
+    _check_numbers(share, precision)
     place = _resolve_device(device)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     backbone = load_backbone(zoo.pipeline if zoo else model)
@@ -215,7 +219,7 @@ def unlearn(
     record = {
         "schema": 1,
         "vdu_version": __version__,
-        "model": zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        "model": _model_name(model, zoo),
         "model_sha256": identity["model"],
         "result_sha256": weights_sha256(pipeline.unet),
         "seed": seed,
@@ -226,9 +230,13 @@ def unlearn(
         "guard_judge": judge.name if judge else "label-free",
         "preparation_seconds": round(prepared - started, 2),
         "seconds": round(time.monotonic() - started, 2),
-    }
-    record |= _method_record(method, values, preparation, outcome)
+    } | _method_record(method, values, preparation, outcome)
     return Result(pipeline, record, backbone, images)
+
+
+def _model_name(model: Any, zoo: ZooModel | None) -> str:
+    """How the model was named, or its class where an object was given."""
+    return zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
 
 
 def _forget_record(source: Any, images: ForgetSet) -> dict[str, Any]:
