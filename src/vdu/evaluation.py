@@ -125,10 +125,10 @@ def evaluate(
     if isinstance(reference, (str, Path)):
         reference = load_reference(Path(reference), judge, first.shape)
     before = sampler.draw(first) if before is None else before
-    same = weights_sha256(first.network) == weights_sha256(second.network)
+    record = _heading(first, second, judge, target, sampler, reference)
+    same = record["original_sha256"] == record["unlearned_sha256"]
     after = before if same else sampler.draw(second)
     seen_before, seen_after = judge(before), judge(after)
-    record = _heading(first, second, judge, target, sampler, reference)
     record |= figures(seen_before, seen_after, index, len(judge.class_names), reference)
     record["u_fid_oracle"] = None
     if oracle is not None and reference is not None:

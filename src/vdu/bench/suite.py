@@ -110,10 +110,9 @@ class _Bench:
 
     def __init__(self, suite: Suite) -> None:
         self.suite, self.zoo = suite, _zoo_model(suite)
-        zoo = self.zoo
-        self.original: Backbone = load_backbone(zoo.pipeline)
-        self.detector: Detector = load_detector(zoo.classifier)
-        self.reference: Reference = load_reference(zoo.reference, self.detector, self.original.shape)
+        self.original: Backbone = load_backbone(self.zoo.pipeline)
+        self.detector: Detector = load_detector(self.zoo.classifier)
+        self.reference: Reference = load_reference(self.zoo.reference, self.detector, self.original.shape)
         self._before: dict[int, Tensor] = {}
 
     def evaluate(self, pipeline: Any, run: Run) -> dict[str, Any]:
@@ -158,7 +157,8 @@ def _row(run: Run, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> di
     }
 
 
-def _result(bench: _Bench, zoo: ZooModel, run: Run) -> dict[str, Any]:
+def _result(bench: _Bench, run: Run) -> dict[str, Any]:
+    zoo = bench.zoo
     try:
         done = unlearn(
             zoo.name,
@@ -189,8 +189,7 @@ def _start(suite: Suite, threads: int) -> None:
 
 def _make(suite: Suite, results: Path, run: Run) -> str:
     """Make one run, write its file, and say in a line what came out."""
-    bench = _bench_of_process[0]
-    result = _result(bench, bench.zoo, run)
+    result = _result(_bench_of_process[0], run)
     with replacing(result_path(results, suite, run)) as beside:
         beside.write_text(json.dumps(result, indent=1) + "\n")
     said = _said(result["row"]) if "row" in result else result["reason"]
