@@ -9,10 +9,10 @@ from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
 from vdu.bayes_target import retained_output
-from vdu.discriminator import best_bin_share
 from vdu.metrics import frechet_distance, kernel_distance, pul, share_interval
 from vdu.plasticity import Ascent, Guided, elbo_weight
 from vdu.posterior import Posterior, isotropic, welford
+from vdu.responsibility import best_bin_share
 from vdu.sampling import sample
 from vdu.stability import WeightStability
 

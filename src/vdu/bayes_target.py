@@ -13,6 +13,8 @@ as far) rule the gradient, and the network learns a shift for every picture inst
 Where ρ ≈ 0 this is self-distillation, where ρ → 1 strong guidance. ``f`` is the network's own output (ε, v or x_0): the
 formula is affine with coefficients that sum to one, so it is the same in each. Follows from Bayes' rule and the
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
+
+``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator
-from vdu.noising import draw
+from vdu.noised_bank import NETWORK_BATCH, NoisedBank
 
 __all__ = ["BayesTarget", "retained_output"]
+
+SMALLEST_RHO = 0.005
 
 
 def retained_output(original: Tensor, undesired: Tensor, rho: Tensor) -> Tensor:
@@ -34,32 +38,38 @@ def retained_output(original: Tensor, undesired: Tensor, rho: Tensor) -> Tensor:
 
 
 class BayesTarget:
-    """Regression of the network on ``f_r`` at noised ``images`` (forget images, or the original's own samples)."""
+    """Regression of the network on ``f_r`` at the items of a ``bank``: forget images, or own samples."""
 
     def __init__(
         self,
         backbone: Backbone,
-        images: Tensor,
-        forget_score: nn.Module,
+        bank: NoisedBank,
         discriminator: Discriminator,
-        share: float,
-        rho_max: float,
+        forget_score: nn.Module,
+        *,
+        strength: float = 1.0,
+        rho_max: float = 0.9,
+        precision: str = "fp32",
     ) -> None:
-        self.backbone, self.images = backbone, images
-        self.forget_score, self.discriminator = forget_score, discriminator
-        self.share, self.rho_max = share, rho_max
+        self.backbone, self.bank, self.precision = backbone, bank, precision
+        odds = strength * discriminator(bank.features, bank.t_share).exp()
+        self.rho = (odds / (1 + odds)).nan_to_num(nan=1.0).clamp(max=rho_max)
+        self.target = bank.original.clone()
+        self._guide(forget_score)
 
-    def target(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f_r(x_t, t)``, shape ``(B, C, H, W)``, and ``ρ`` ``(B,)``."""
-        original, features = self.backbone.original_with_features(x_t, t)
-        rho = (self.share * self.discriminator(features, t / self.backbone.timesteps).exp()).clamp(max=self.rho_max)
-        with torch.no_grad():
-            undesired = self.backbone.output(self.forget_score, x_t, t)
-        return retained_output(original, undesired, rho), rho
+    @torch.no_grad()
+    def _guide(self, forget_score: nn.Module) -> None:
+        """Move the target where ρ counts; elsewhere it is the original's output."""
+        counts = (self.rho > SMALLEST_RHO).nonzero().flatten()
+        for i in counts.split(NETWORK_BATCH):
+            x_t = self.bank.x_t[i]
+            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                undesired = self.backbone.output(forget_score, x_t, self.bank.t[i])
+            self.target[i] = retained_output(self.bank.original[i].float(), undesired, self.rho[i]).half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
-        """The squared error, weighted by 1 − ρ, on a random batch; a scalar."""
-        noised = draw(self.backbone, self.images, batch_size, g)
-        target, rho = self.target(noised.x_t, noised.t)
-        error = (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean(dim=(1, 2, 3))
-        return ((1 - rho) * error).mean()
+        """The squared error, weighted by 1 − ρ, on random items; a scalar."""
+        i = torch.randint(len(self.rho), (batch_size,), generator=g).to(self.rho.device)
+        output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i])
+        error = (output - self.target[i].float()).pow(2).mean(dim=(1, 2, 3))
+        return ((1 - self.rho[i]) * error).mean()

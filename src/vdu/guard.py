@@ -8,7 +8,7 @@
                    sample; the step with the least is handed out, the later one where two are equal. A judge that is
                    blind to the content thus does not undo the work
 
-The judge is a detector where there is one. Without: the discriminator's verdict ``π e^logit > ½`` at low noise, and
+The judge is a detector where there is one. Without: the discriminator's verdict ``ρ > ½`` at low noise, and
 for "none" the distance to the nearest own sample in the frozen network's features, beyond the 95 % quantile of what
 own samples have among themselves.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.detector import Detector
-from vdu.discriminator import feature_bank
+from vdu.noised_bank import fill_bank
 from vdu.preparation import Preparation
 from vdu.sampling import DEFAULT_STEPS, sample
 
@@ -65,22 +65,26 @@ def label_free_judge(preparation: Preparation) -> Judge:
     """Forget images and own samples are all it knows."""
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        bank = feature_bank(
-            preparation.backbone, images, LOOK_DRAWS, preparation.seed, "look", LOOK_RANGE, preparation.precision
+        bank = fill_bank(
+            preparation.backbone,
+            images,
+            preparation.seed,
+            "look",
+            precision=preparation.precision,
+            draws=LOOK_DRAWS,
+            t_range=LOOK_RANGE,
         )
-        logits = head(bank.features, bank.times).view(LOOK_DRAWS, -1).mean(0)
         features = (bank.features - head.centre) / head.spread
-        return logits, features.view(LOOK_DRAWS, len(images), -1).mean(0)
+        return bank.by_image(head(bank.features, bank.t_share)), features.view(LOOK_DRAWS, len(images), -1).mean(0)
 
-    head, share = preparation.discriminator, preparation.share
+    head = preparation.discriminator
     own = look(preparation.own_samples)[1]
     among = torch.cdist(own, own).fill_diagonal_(float("inf")).min(dim=1).values
     far = among.quantile(0.95)
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
         logits, features = look(images)
-        undesired = share * logits.exp() > 0.5
-        return undesired, torch.cdist(features, own).min(dim=1).values > far
+        return logits > 0, torch.cdist(features, own).min(dim=1).values > far
 
     return judge
 

@@ -1,4 +1,4 @@
-"""What a method may ask for before it starts, made once and only on demand: own samples, discriminator, π, ε_f."""
+"""What a method may ask for before it starts, made once and only on demand: own samples, banks, c and π, ρ, ε_f."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.discriminator import Discriminator, estimate_share, fit_discriminator
+from vdu.discriminator import Discriminator, fit_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
+from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.posterior import Posterior
+from vdu.responsibility import responsibilities
 from vdu.sampling import DEFAULT_STEPS, sample
 
 __all__ = ["Preparation"]
@@ -43,16 +45,29 @@ class Preparation:
         )
 
     @cached_property
-    def discriminator(self) -> Discriminator:
-        """log p_f / p at every time."""
-        return fit_discriminator(self.backbone, self.forget, self.own_samples, self.seed, self.precision)
+    def forget_bank(self) -> NoisedBank:
+        """Noised forget images."""
+        return fill_bank(self.backbone, self.forget, self.seed, "forget", precision=self.precision)
 
     @cached_property
+    def own_bank(self) -> NoisedBank:
+        """Noised own samples."""
+        return fill_bank(self.backbone, self.own_samples, self.seed, "own", precision=self.precision)
+
+    @cached_property
+    def responsibilities(self) -> Tensor:
+        """c ``(M,)``: how far each own sample is of the undesired kind."""
+        return responsibilities(self.forget_bank, self.own_bank, self.seed, self.given_share)
+
+    @property
     def share(self) -> float:
-        """π: as given, or estimated without labels."""
-        if self.given_share is not None:
-            return self.given_share
-        return estimate_share(self.backbone, self.forget, self.own_samples, self.seed, self.precision)
+        """π, the undesired share of what the model makes: as given, or estimated without labels."""
+        return float(self.responsibilities.mean()) if self.given_share is None else self.given_share
+
+    @cached_property
+    def discriminator(self) -> Discriminator:
+        """logit ρ at every time."""
+        return fit_head(self.forget_bank, self.own_bank, self.responsibilities, self.seed)
 
     @cached_property
     def forget_score(self) -> nn.Module:

@@ -252,7 +252,7 @@ def _method_record(
     return {
         "method": method,
         "settings": values.model_dump(),
-        "share": preparation.__dict__.get("share", preparation.given_share),
+        "share": preparation.share if "responsibilities" in preparation.__dict__ else preparation.given_share,
         "share_source": "given" if preparation.given_share is not None else "estimated",
         "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
         if used and prior

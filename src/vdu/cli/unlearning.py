@@ -82,7 +82,9 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     bar = Progress(*columns, TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=Console(stderr=True))
-    task = bar.add_task("forgetting", total=steps_hint, figures="preparing: own samples, discriminator, forget score")
+    task = bar.add_task(
+        "forgetting", total=steps_hint, figures="preparing: own samples, their undesired part, forget score"
+    )
     seen = {"share": "–"}
 
     def on_step(record: Any, check: Any) -> None:

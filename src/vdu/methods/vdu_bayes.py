@@ -1,7 +1,8 @@
 """`vdu`, the default: the Bayes target on forget images (plasticity) and on the model's own samples (stability).
 
-Needs the forget images only. π is estimated without labels and multiplied by ``strength``, since the estimate misses
-what the model draws badly; ``--share`` sets π itself.
+Needs the forget images only. How often and where the model makes the undesired is estimated without labels
+(`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed, and
+a hundred steps reach only a part of the target.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from vdu.bayes_target import BayesTarget
+from vdu.noised_bank import NoisedBank
 from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.preparation import Preparation
 
 __all__ = ["METHOD"]
-
-LARGEST_SHARE = 0.9
 
 
 class Settings(MethodSettings):
@@ -29,26 +29,26 @@ class Settings(MethodSettings):
     ema_decay: Fraction = 0.9
     guard_every_steps: Count = 50
     stop_share: NotNegative | None = None
-    gamma: float = Field(0.4, ge=0, le=1, description="weight of own samples against forget images")
-    strength: float = Field(1.4, gt=0, description="factor on the undesired share π")
+    gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
+    strength: float = Field(2.0, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A and B are the same regression on different images."""
-    share = min(LARGEST_SHARE, settings.strength * preparation.share)
 
-    def term(images: Tensor) -> BayesTarget:
+    def term(bank: NoisedBank) -> BayesTarget:
         return BayesTarget(
             preparation.backbone,
-            images,
-            preparation.forget_score,
+            bank,
             preparation.discriminator,
-            share,
-            settings.rho_max,
+            preparation.forget_score,
+            strength=settings.strength,
+            rho_max=settings.rho_max,
+            precision=preparation.precision,
         )
 
-    return Objective(settings.gamma, term(preparation.forget), term(preparation.own_samples))
+    return Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
 
 
 METHOD = Method("vdu", Settings, build)

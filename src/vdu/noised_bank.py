@@ -1,0 +1,87 @@
+"""A bank of noised images, and what the frozen network says of each: made once, read by everything that comes after.
+
+    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   f_*(x_t, t),   h(x_t, t)
+
+``h`` are inner features (`Backbone.original_with_features`). One pass of the original serves responsibilities, ρ and
+the regression's target, and a step of the loop then costs a plain training step. Times are stratified: draw k of K
+puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vdu.backbone import Backbone
+from vdu.seeding import generator
+
+__all__ = ["NoisedBank", "fill_bank"]
+
+NETWORK_BATCH = 128
+BANK_ITEMS = 4096
+BANK_BYTES = 2**30
+FEWEST_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class NoisedBank:
+    """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, C, H, W)``, times ``t``
+    ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``."""
+
+    images: int
+    draws: int
+    x_t: Tensor
+    t: Tensor
+    t_share: Tensor
+    original: Tensor
+    features: Tensor
+
+    def earliest(self, share: float) -> int:
+        """How many items lie in the draws with ``t / T`` under ``share``; they come first."""
+        return max(1, int(self.draws * share)) * self.images
+
+    def by_image(self, values: Tensor) -> Tensor:
+        """The mean over draws ``(N,)`` of values ``(k·N,)`` of the first k draws."""
+        return values.view(-1, self.images).mean(0)
+
+
+def _draws(images: Tensor) -> int:
+    """As many as fill the bank, fewer where the images are large."""
+    bytes_each = images[0].numel() * 6
+    items = min(BANK_ITEMS, BANK_BYTES // bytes_each)
+    return max(FEWEST_DRAWS, math.ceil(items / len(images)))
+
+
+def fill_bank(
+    backbone: Backbone,
+    images: Tensor,
+    seed: int,
+    stream: str,
+    *,
+    precision: str = "fp32",
+    draws: int | None = None,
+    t_range: tuple[float, float] = (0.0, 1.0),
+) -> NoisedBank:
+    """Noise ``images`` ``(N, C, H, W)`` at times in ``t_range`` · T and ask the frozen network.
+
+    Deterministic for (seed, stream). ``draws`` is as many as fill the bank where it is not given.
+    """
+    draws, g = draws or _draws(images), generator(seed, "bank", stream)
+    count = draws * len(images)
+    share = (torch.arange(draws).repeat_interleave(len(images)) + torch.rand(count, generator=g)) / draws
+    share = t_range[0] + (t_range[1] - t_range[0]) * share
+    t = (share * backbone.timesteps).long().clamp(max=backbone.timesteps - 1)
+    x_0 = images.repeat(draws, 1, 1, 1)
+    device = next(backbone.network.parameters()).device
+    x_t = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t).to(device)
+    t = t.to(device)
+    outputs, features = [], []
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for x, s in zip(x_t.split(NETWORK_BATCH), t.split(NETWORK_BATCH), strict=True):
+            output, feature = backbone.original_with_features(x, s)
+            outputs.append(output.half())
+            features.append(feature)
+    return NoisedBank(len(images), draws, x_t, t, t / backbone.timesteps, torch.cat(outputs), torch.cat(features))

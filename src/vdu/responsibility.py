@@ -1,0 +1,87 @@
+"""Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, without labels.
+
+    first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − its (1 − π) quantile)
+    M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
+    E-step    c = σ(mean logit over the draws of an image), from heads that have not seen that image
+
+Own samples of the undesired kind count as negatives at first; a few rounds correct that. Only ``t / T < ½`` is used:
+above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
+real from generated instead of content from content.
+
+Best-bin estimation (Garg et al., arXiv 2111.00980): with ``u`` the share of own samples above a threshold and ``q`` the
+share of held-out forget images above it, every threshold bounds π by ``u / q``; the best confident bound is taken.
+Latent labels with certain positives: Elkan & Noto, KDD 2008.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vdu.discriminator import fit_head
+from vdu.noised_bank import NoisedBank
+
+__all__ = ["best_bin_share", "responsibilities"]
+
+FOLDS = 4
+ROUNDS = 3
+EARLY = 0.5
+STEPS = 150
+BATCH_SIZE = 128
+
+
+def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1) -> float:
+    """π from ``u`` ``(N,)``: for each held-out forget image, the share of own samples that score above it.
+
+    Minimises the upper confidence bound of ``u / q`` over thresholds (Hoeffding slack), returns ``u / q`` there.
+    """
+    u = u_of_forget.double().sort().values
+    n = len(u)
+    q = torch.arange(1, n + 1, dtype=torch.float64) / n
+    slack = math.sqrt(math.log(4 / confidence) / 2) * (1 / math.sqrt(own_count) + 1 / math.sqrt(n))
+    best = int(((u + slack) / q).argmin())
+    return float((u[best] / q[best]).clamp(1 / own_count, 0.9))
+
+
+def _items(bank: NoisedBank, chosen: Tensor) -> Tensor:
+    """Indices of the early items of the chosen images ``(N,)`` bool."""
+    return chosen.repeat(bank.earliest(EARLY) // bank.images).nonzero().flatten()
+
+
+def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean logits of the forget images ``(N,)`` and the own samples ``(M,)``, each from a head that has not seen it.
+
+    A single forget image cannot be held out.
+    """
+    folds_f = min(FOLDS, forget.images)
+    fold_f, fold_o = torch.arange(forget.images) % folds_f, torch.arange(own.images) % FOLDS
+    score_f, score_o = torch.zeros(forget.images), torch.zeros(own.images)
+    for fold in range(FOLDS):
+        out_f, out_o = fold_f == fold, fold_o == fold
+        seen = ~out_f if folds_f > 1 else torch.ones_like(out_f)
+        items = {"forget_items": _items(forget, seen), "own_items": _items(own, ~out_o)}
+        head = fit_head(
+            forget, own, labels, seed + fold, **items, forget_mass=1.0, own_mass=1.0, steps=STEPS, batch_size=BATCH_SIZE
+        )
+        for bank, out, scores in ((forget, out_f, score_f), (own, out_o, score_o)):
+            if out.any():
+                i = _items(bank, out)
+                scores[out] = head(bank.features[i], bank.t_share[i]).view(-1, int(out.sum())).mean(0).cpu()
+    return score_f, score_o
+
+
+def responsibilities(forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None) -> Tensor:
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π. With ``share``, the level is set so that π is about that."""
+    labels: Tensor | None = None
+    for _ in range(ROUNDS):
+        score_f, score_o = _held_out_scores(forget, own, labels, seed)
+        level = 0.0
+        if share is not None or labels is None:
+            above = (score_o.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1)
+            pi = best_bin_share(above, own.images) if share is None else share
+            level = float(score_o.quantile(1 - pi))
+        labels = (score_o - level).sigmoid()
+    assert labels is not None
+    return labels
