@@ -8,6 +8,7 @@ over parameters (`weights`), so that one γ means the same on networks of any si
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -109,3 +110,9 @@ class Method:
     name: str
     settings: type[MethodSettings]
     build: Callable[[Any, Preparation, nn.Module], Direction]
+
+    @property
+    def summary(self) -> str:
+        """What it does: the first line of its file's docstring, without the name."""
+        said = sys.modules[self.build.__module__].__doc__ or ""
+        return said.splitlines()[0].partition(": ")[2]
