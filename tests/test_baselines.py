@@ -8,7 +8,10 @@ import torch
 from conftest import make_pipeline
 from PIL import Image
 
+import vdu.discriminator
+import vdu.guard
 import vdu.loop
+import vdu.preparation
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
 from vdu.bilevel import Bilevel
@@ -17,6 +20,7 @@ from vdu.denoising import Denoising
 from vdu.gradients import gradients, trained
 from vdu.methods import METHODS, find_method, make_settings
 from vdu.methods.selective_amnesia import fisher_penalty
+from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
 from vdu.plasticity import Guided
 from vdu.posterior import isotropic, squared_gradients
@@ -279,9 +283,10 @@ def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
     monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **k, own_count=12))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
-    score, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_discriminator
+    score, fit, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_discriminator, vdu.discriminator.fit_head
     monkeypatch.setattr("vdu.preparation.fit_forget_score", lambda *a, **k: score(*a, **k, steps=3))
-    monkeypatch.setattr("vdu.preparation.fit_discriminator", lambda *a: head(*a, bank_size=24))
+    monkeypatch.setattr("vdu.preparation.fit_discriminator", lambda *a: fit(*a, bank_size=24))
+    monkeypatch.setattr("vdu.discriminator.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -387,6 +392,12 @@ def test_the_command_line_takes_a_retain_folder_and_refuses_without(tmp_path, mo
     code, _, err = _vdu(monkeypatch, capsys, *basic, "--retain", good, *short)
     assert code == 0, err
     assert "images to keep | 4" in (out / "README.md").read_text()
+
+
+def test_a_shipped_model_brings_images_of_the_other_classes():
+    kept = find_zoo_model("mnist").retain("3")
+    assert len(kept) == 900
+    assert {path.parent.name for path in kept} == set("012456789")
 
 
 def test_methods_are_listed_with_their_needs(monkeypatch, capsys):
