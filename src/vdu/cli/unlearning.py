@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_settings", "unlearn_command"]
 
+Share = Annotated[float | None, typer.Option(help="undesired share of what the model makes; default: estimate")]
+Target = Annotated[str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")]
+
 RESULT_SIZES_OF_MODEL = 2  # the new pipeline, and the report with room to spare
 
 
@@ -104,14 +107,10 @@ def unlearn_command(
     retain: Annotated[Path | None, typer.Option(help="folder of images to keep, for the methods that need it")] = None,
     teacher: Annotated[str | None, typer.Option(help="a model of the undesired content (esd)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE")] = None,
-    share: Annotated[
-        float | None, typer.Option(help="undesired share of what the model makes; default: estimate")
-    ] = None,
+    share: Share = None,
     posterior: Annotated[Path | None, typer.Option(help="posterior file (vdu-paper)")] = None,
     detector: Annotated[str | None, typer.Option(help="classifier folder or module:function; for the figures")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")
-    ] = None,
+    target: Target = None,
     guard_with_detector: Annotated[
         bool, typer.Option("--guard-with-detector", help="let the guard count with the detector too")
     ] = False,
