@@ -83,6 +83,11 @@ class Backbone:
         signal, noise = self._scales(t)
         return signal * x_0 + noise * eps
 
+    def noise_from(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The ε that leads from ``x_0`` to ``x_t``: the inverse of `add_noise`."""
+        signal, noise = self._scales(t)
+        return (x_t - signal * x_0) / noise
+
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
         """What the network itself predicts (ε, v or x_0), shape ``(B, C, H, W)``, float32."""
         return network(x_t, t).sample.float()

@@ -1,4 +1,4 @@
-"""How much of ``x_t`` is undesired: ρ(x_t) = π p_f(x_t) / p(x_t), by logistic regression on the frozen network's features.
+"""How much of ``x_t`` is undesired: ρ(x_t) = π p_f(x_t) / p(x_t), regressed on the network's features.
 
 With ``c(x_0)`` the probability that an own sample is of the undesired kind (`vdu.responsibility`),
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 
-__all__ = ["Noised", "draw"]
+__all__ = ["Noised", "draw", "noised"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,12 @@ class Noised:
 
 def draw(backbone: Backbone, images: Tensor, batch_size: int, g: torch.Generator) -> Noised:
     """``batch_size`` of ``images`` (with replacement) at uniform times, on the frozen network's device."""
-    x_0 = images[torch.randint(len(images), (batch_size,), generator=g)]
-    t = torch.randint(backbone.timesteps, (batch_size,), generator=g)
+    return noised(backbone, images[torch.randint(len(images), (batch_size,), generator=g)], g)
+
+
+def noised(backbone: Backbone, x_0: Tensor, g: torch.Generator) -> Noised:
+    """Every one of ``x_0`` ``(B, C, H, W)`` at its own uniform time, on the frozen network's device."""
+    t = torch.randint(backbone.timesteps, (len(x_0),), generator=g)
     eps = torch.randn(x_0.shape, generator=g)
     device = next(backbone.network.parameters()).device
     x_0, t, eps = x_0.to(device), t.to(device), eps.to(device)

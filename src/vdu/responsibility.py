@@ -1,4 +1,4 @@
-"""Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, without labels.
+"""Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, no labels.
 
     first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − its (1 − π) quantile)
     M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
@@ -73,7 +73,7 @@ def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None,
 
 
 def responsibilities(forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None) -> Tensor:
-    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π. With ``share``, the level is set so that π is about that."""
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π. ``share`` sets the level so that π is about that."""
     labels: Tensor | None = None
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed)

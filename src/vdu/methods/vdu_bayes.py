@@ -1,8 +1,8 @@
 """`vdu`, the default: the Bayes target on forget images (plasticity) and on the model's own samples (stability).
 
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
-(`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed, and
-a hundred steps reach only a part of the target.
+(`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
+and a hundred steps reach only a part of the target.
 """
 
 from __future__ import annotations
