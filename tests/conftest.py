@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-import vdu.discriminator
 import vdu.guard
 import vdu.preparation
 from vdu.backbone import Backbone, load_backbone
@@ -47,7 +46,8 @@ def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
     monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **k, own_count=12))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
-    score, fit, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_discriminator, vdu.discriminator.fit_head
+    score, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_head
     monkeypatch.setattr("vdu.preparation.fit_forget_score", lambda *a, **k: score(*a, **k, steps=3))
-    monkeypatch.setattr("vdu.preparation.fit_discriminator", lambda *a: fit(*a, bank_size=24))
-    monkeypatch.setattr("vdu.discriminator.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
+    monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)
+    monkeypatch.setattr("vdu.responsibility.STEPS", 5)
+    monkeypatch.setattr("vdu.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))

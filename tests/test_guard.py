@@ -7,6 +7,7 @@ from vdu.guard import Guard
 from vdu.loop import run_loop
 from vdu.objective import MethodSettings, Objective
 from vdu.preparation import Preparation
+from vdu.unlearning import unlearn
 
 
 class _Drift:
@@ -83,3 +84,11 @@ def test_the_guards_figures_of_the_original_are_no_change(backbone, forget, seed
     assert check.diversity == pytest.approx(1)
     assert check.forget_share == guard.forget_share
     assert not check.broken
+
+
+def test_without_a_guard_the_last_step_is_handed_out(backbone, forget):
+    settings = {"steps": 3, "guard_every_steps": 0, "batch_size": 2}
+    result = unlearn(backbone.pipeline, forget, "ga", settings=settings)
+    assert result.record["guard"] == []
+    assert result.record["best_step"] == result.record["steps"] == 3
+    assert result.record["result_sha256"] != result.record["model_sha256"]

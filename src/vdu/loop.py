@@ -26,6 +26,8 @@ from vdu.seeding import generator
 
 __all__ = ["LoopResult", "StepRecord", "run_loop"]
 
+UNGUARDED_STATE_STEPS = 10
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -62,7 +64,7 @@ class _Run:
         network: nn.Module,
         objective: Direction,
         settings: MethodSettings,
-        guard: Guard,
+        guard: Guard | None,
         seed: int,
         precision: str,
     ) -> None:
@@ -95,6 +97,7 @@ class _Run:
 
     def look(self, step: int) -> Check:
         """Check the average; keep it when it is the best yet. Later steps win ties."""
+        assert self.guard is not None
         check = self.guard.check(self.average, step)
         sound = [c.score for c in self.checks if not c.broken]
         if not check.broken and (not sound or check.score <= min(sound)):
@@ -103,6 +106,8 @@ class _Run:
         return check
 
     def best_step(self) -> int:
+        if self.guard is None:
+            return self.history[-1].step if self.history else 0
         sound = [c for c in self.checks if not c.broken]
         return min(sound, key=lambda c: (c.score, -c.step)).step if sound else 0
 
@@ -139,7 +144,7 @@ def run_loop(
     network: nn.Module,
     objective: Direction,
     settings: MethodSettings,
-    guard: Guard,
+    guard: Guard | None,
     *,
     seed: int = 0,
     precision: str = "fp32",
@@ -147,16 +152,18 @@ def run_loop(
     state_folder: Path | None = None,
     on_step: Callable[[StepRecord, Check | None], None] | None = None,
 ) -> LoopResult:
-    """Train ``network`` in place and return the best step's weights.
+    """Train ``network`` in place and return the best step's weights; without a ``guard``, the last finite step's.
 
     Stops at ``settings.steps``, at the guard's target, when quality falls, or on a non-finite loss. With a
-    ``state_folder`` the state is written at every check and an earlier run with equal ``identity`` is continued.
+    ``state_folder`` the state is written at every check (every ten steps where nobody looks) and an earlier run with
+    equal ``identity`` is continued.
     """
     run = _Run(network, objective, settings, guard, seed, precision)
     digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode())
     first = run.load(state_folder, digest.hexdigest()) if state_folder else 0
     step = first
-    reason = run.verdict(run.checks[-1] if run.checks else run.look(0))
+    reason = run.verdict(run.checks[-1] if run.checks else run.look(0)) if guard else None
+    every = settings.guard_every_steps or UNGUARDED_STATE_STEPS
     while reason is None and step < settings.steps:
         record = run.take_step(step)
         step += 1
@@ -164,12 +171,14 @@ def run_loop(
             reason = f"loss or gradient not finite at step {step}; rolled back to step {run.best_step()}"
             break
         run.history.append(record)
-        last = step == settings.steps
-        check = run.look(step) if last or step % settings.guard_every_steps == 0 else None
+        due = step == settings.steps or step % every == 0
+        check = run.look(step) if due and guard else None
+        if not guard:
+            run.best.load_state_dict(run.average.state_dict())
         if on_step:
             on_step(record, check)
         if check:
             reason = run.verdict(check)
-            if state_folder:
-                run.save(state_folder, step, digest.hexdigest())
+        if due and state_folder:
+            run.save(state_folder, step, digest.hexdigest())
     return LoopResult(run.best, run.best_step(), reason or "all steps taken", run.history, run.checks)

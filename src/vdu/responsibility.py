@@ -2,9 +2,11 @@
 
     first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − its (1 − π) quantile)
     M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
-    E-step    c = σ(mean logit over the draws of an image), from heads that have not seen that image
+    E-step    c = σ(score − its (1 − π) quantile); the score is the mean logit over the draws of an image, from heads
+              that have not seen that image
 
-Own samples of the undesired kind count as negatives at first; a few rounds correct that. Only ``t / T < ½`` is used:
+Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
+left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
 above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
 real from generated instead of content from content.
 
@@ -77,11 +79,9 @@ def responsibilities(forget: NoisedBank, own: NoisedBank, seed: int, share: floa
     labels: Tensor | None = None
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed)
-        level = 0.0
-        if share is not None or labels is None:
+        if share is None:
             above = (score_o.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1)
-            pi = best_bin_share(above, own.images) if share is None else share
-            level = float(score_o.quantile(1 - pi))
-        labels = (score_o - level).sigmoid()
+            share = best_bin_share(above, own.images)
+        labels = (score_o - score_o.quantile(1 - share)).sigmoid()
     assert labels is not None
     return labels

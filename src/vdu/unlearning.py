@@ -72,8 +72,8 @@ class _Request:
     precision: str
     place: torch.device
 
-    def prepare(self, network: nn.Module) -> tuple[Preparation, Direction, Guard]:
-        """What the method derives from its inputs, its objective for ``network``, and the guard."""
+    def prepare(self, network: nn.Module) -> tuple[Preparation, Direction, Guard | None]:
+        """What the method derives from its inputs, its objective for ``network``, and the guard if one is wanted."""
         given, teacher = self.inputs, self.inputs.teacher
         self.backbone.network.to(self.place)
         preparation = Preparation(
@@ -87,6 +87,8 @@ class _Request:
             given_teacher=teacher.network.to(self.place) if teacher else None,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
+        if not self.values.guard_every_steps:
+            return preparation, objective, None
         look = detector_judge(*given.judge) if given.judge else label_free_judge(preparation)
         return preparation, objective, Guard(preparation, look)
 

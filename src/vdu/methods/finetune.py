@@ -8,6 +8,7 @@ unconditional model.
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import nn
 
 from vdu.denoising import Denoising
@@ -23,7 +24,7 @@ class Settings(MethodSettings):
     needs = ("forget", "retain")
     steps: Count = 300
     learning_rate: Positive = 1e-4
-    guard_every_steps: Count = 25
+    guard_every_steps: int = Field(25, ge=0)
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

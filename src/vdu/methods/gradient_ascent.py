@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import nn
 
 from vdu.objective import Count, Method, MethodSettings, Objective, Positive
@@ -16,7 +17,7 @@ class Settings(MethodSettings):
 
     steps: Count = 50
     learning_rate: Positive = 1e-5
-    guard_every_steps: Count = 5
+    guard_every_steps: int = Field(5, ge=0)
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -24,7 +24,7 @@ class Settings(MethodSettings):
     needs = ("forget", "retain")
     steps: Count = 300
     learning_rate: Positive = 5e-5
-    guard_every_steps: Count = 25
+    guard_every_steps: int = Field(25, ge=0)
     mixture: float = Field(0.5, gt=0, lt=1, description="λ, the share of noised forget images")
     ascent_share: Positive = Field(0.1, description="norm of the ascent's gradient by that of the descent's")
 

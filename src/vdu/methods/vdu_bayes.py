@@ -27,7 +27,7 @@ class Settings(MethodSettings):
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    guard_every_steps: Count = 50
+    guard_every_steps: int = Field(50, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
     strength: float = Field(2.0, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")

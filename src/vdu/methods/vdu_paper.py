@@ -26,7 +26,7 @@ class Settings(MethodSettings):
     needs = ("forget", "posterior")
     steps: Count = 50
     learning_rate: Positive = 1e-5
-    guard_every_steps: Count = 5
+    guard_every_steps: int = Field(5, ge=0)
     gamma: float = Field(0.5, ge=0, le=1)
     weighting: Literal["simple", "elbo"] = "simple"
     stability_step: Literal["explicit", "proximal"] = "explicit"

@@ -1,0 +1,102 @@
+"""The bank, the responsibilities and the Bayes target against naive loops and cases with known answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vdu.bayes_target import BayesTarget
+from vdu.discriminator import fit_head
+from vdu.noised_bank import NoisedBank, fill_bank
+from vdu.preparation import Preparation
+from vdu.responsibility import responsibilities
+from vdu.seeding import generator
+
+DRAWS = 8
+
+
+def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
+    """A bank whose features are the image's mean, each with noise that grows with time."""
+    g = torch.Generator().manual_seed(seed)
+    count = DRAWS * len(means)
+    t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
+    features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
+    empty = torch.zeros(count, 1, 1, 1)
+    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, features)
+
+
+@pytest.fixture(scope="module")
+def clusters() -> tuple[NoisedBank, NoisedBank, torch.Tensor]:
+    """Forget images at +2; own samples at −2, but for every fifth, which is of the undesired kind and at +1.5."""
+    undesired = torch.arange(200) % 5 == 0
+    g = torch.Generator().manual_seed(3)
+    own = torch.where(undesired, 1.5, -2.0) + 0.3 * torch.randn(200, generator=g)
+    return bank_of(2 + 0.3 * torch.randn(50, generator=g), 1), bank_of(own, 2), undesired
+
+
+def test_a_bank_puts_every_image_once_into_every_part_of_the_time_range(backbone, forget):
+    bank = fill_bank(backbone, forget, 0, "test", draws=4)
+    assert bank.x_t.shape == (4 * len(forget), *backbone.shape)
+    parts = (bank.t_share.view(4, len(forget)) * 4).floor()
+    assert parts.eq(torch.arange(4).unsqueeze(1)).all()
+
+
+def test_a_bank_holds_the_formula_and_the_frozen_networks_output(backbone, forget):
+    bank = fill_bank(backbone, forget, 0, "test", draws=2)
+    g = generator(0, "bank", "test")
+    torch.rand(2 * len(forget), generator=g)
+    eps = torch.randn(bank.x_t.shape, generator=g)
+    for i in range(len(bank.t)):
+        a = backbone.alpha_bar[bank.t[i]]
+        x_t = a.sqrt() * forget[i % len(forget)] + (1 - a).sqrt() * eps[i]
+        assert torch.allclose(bank.x_t[i], x_t, atol=1e-6)
+        with torch.no_grad():
+            alone = backbone.network(bank.x_t[i : i + 1], bank.t[i : i + 1]).sample[0]
+        assert torch.allclose(bank.original[i].float(), alone, atol=2e-3)
+
+
+def test_responsibilities_find_the_undesired_samples_and_their_share_without_labels(clusters):
+    forget, own, undesired = clusters
+    c = responsibilities(forget, own, seed=0)
+    assert ((c > 0.5) == undesired).double().mean() > 0.9
+    assert float(c.mean()) == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_given_share_sets_the_level(clusters):
+    forget, own, _ = clusters
+    low, high = (float(responsibilities(forget, own, 0, share).mean()) for share in (0.1, 0.4))
+    assert low < 0.2 < high
+
+
+def test_one_forget_image_is_enough_to_run(clusters):
+    _, own, undesired = clusters
+    c = responsibilities(bank_of(torch.tensor([2.0]), 7), own, seed=0)
+    assert c[undesired].mean() > c[~undesired].mean() + 0.3
+
+
+def test_rho_has_the_share_as_its_mean_and_falls_to_it_where_noise_hides_the_image(clusters):
+    forget, own, undesired = clusters
+    head = fit_head(forget, own, undesired.float(), seed=0)
+    rho = head(own.features, own.t_share).sigmoid().view(DRAWS, -1)
+    assert float(rho.mean()) == pytest.approx(0.2, abs=0.04)
+    early, late = (rho[k][undesired].mean() - rho[k][~undesired].mean() for k in (0, DRAWS - 1))
+    assert early > 0.9 > late
+
+
+def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
+    preparation = Preparation(backbone, forget, seed=0, own_count=8)
+    head, bank = preparation.discriminator, preparation.own_bank
+    undesired = preparation.forget_score
+    term = BayesTarget(backbone, bank, head, undesired, strength=3.0, rho_max=0.8)
+    network = backbone.trainable_copy()
+    chosen = torch.randint(len(bank.t), (5,), generator=generator(1, "x"))
+    total = 0.0
+    for i in chosen.tolist():
+        x_t, t = bank.x_t[i : i + 1], bank.t[i : i + 1]
+        odds = 3.0 * float(head(bank.features[i : i + 1], bank.t_share[i : i + 1]).exp())
+        rho = min(odds / (1 + odds), 0.8)
+        with torch.no_grad():
+            f_original, f_forget = backbone.network(x_t, t).sample, undesired(x_t, t).sample
+            target = (f_original - rho * f_forget) / (1 - rho) if rho > 0.005 else f_original
+            total += (1 - rho) * float((network(x_t, t).sample - target).pow(2).mean()) / 5
+    assert float(term(network, 5, generator(1, "x"))) == pytest.approx(total, rel=0.02, abs=1e-5)
