@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 
 __all__ = ["BayesTarget", "retained_output"]
 
@@ -39,7 +39,7 @@ class BayesTarget:
     def __init__(
         self,
         backbone: Backbone,
-        images: Tensor,
+        images: Clean | Tensor,
         forget_score: nn.Module,
         discriminator: Discriminator,
         share: float,
@@ -49,17 +49,17 @@ class BayesTarget:
         self.forget_score, self.discriminator = forget_score, discriminator
         self.share, self.rho_max = share, rho_max
 
-    def target(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``f_r(x_t, t)``, shape ``(B, C, H, W)``, and ``ρ`` ``(B,)``."""
-        original, features = self.backbone.original_with_features(x_t, t)
+        original, features = self.backbone.original_with_features(x_t, t, c)
         rho = (self.share * self.discriminator(features, t / self.backbone.timesteps).exp()).clamp(max=self.rho_max)
         with torch.no_grad():
-            undesired = self.backbone.output(self.forget_score, x_t, t)
+            undesired = self.backbone.output(self.forget_score, x_t, t, c)
         return retained_output(original, undesired, rho), rho
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The squared error, weighted by 1 − ρ, on a random batch; a scalar."""
         noised = draw(self.backbone, self.images, batch_size, g)
-        target, rho = self.target(noised.x_t, noised.t)
-        error = (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean(dim=(1, 2, 3))
+        target, rho = self.target(noised.x_t, noised.t, noised.c)
+        error = (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
         return ((1 - rho) * error).mean()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.noising import Clean
 from vdu.seeding import generator
 
 __all__ = ["Bank", "Discriminator", "best_bin_share", "estimate_share", "feature_bank", "fit_discriminator", "fit_head"]
@@ -71,7 +72,7 @@ class Discriminator(nn.Module):
 
 def feature_bank(
     backbone: Backbone,
-    images: Tensor,
+    images: Clean,
     draws: int,
     seed: int,
     stream: str,
@@ -79,15 +80,19 @@ def feature_bank(
     precision: str = "fp32",
 ) -> Bank:
     """Noise every image ``draws`` times, at times uniform in ``t_range`` · T; keep the frozen network's features."""
-    x_0, g = images.repeat(draws, 1, 1, 1), generator(seed, "bank", stream)
+    clean, g = images.repeat(draws), generator(seed, "bank", stream)
     low, high = (int(edge * (backbone.timesteps - 1)) for edge in t_range)
-    t = torch.randint(low, high + 1, (len(x_0),), generator=g)
-    x_t = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t)
-    device = next(backbone.network.parameters()).device
-    parts = zip(x_t.split(FEATURE_BATCH), t.split(FEATURE_BATCH), strict=True)
+    t = torch.randint(low, high + 1, (len(clean),), generator=g)
+    x_t = backbone.add_noise(clean.x_0, torch.randn(clean.x_0.shape, generator=g), t)
+    device = backbone.device
+    parts = torch.arange(len(clean)).split(min(FEATURE_BATCH, backbone.largest_batch))
+
+    def features(i: Tensor) -> Tensor:
+        c = None if clean.c is None else clean.c[i]
+        return backbone.original_with_features(x_t[i].to(device), t[i].to(device), c)[1]
+
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        features = torch.cat([backbone.original_with_features(x.to(device), s.to(device))[1] for x, s in parts])
-    return Bank(features, t.to(device) / backbone.timesteps)
+        return Bank(torch.cat([features(i) for i in parts]), t.to(device) / backbone.timesteps)
 
 
 def fit_head(forget: Bank, own: Bank, seed: int, steps: int = 300, batch_size: int = 256) -> Discriminator:
@@ -111,7 +116,7 @@ def fit_head(forget: Bank, own: Bank, seed: int, steps: int = 300, batch_size: i
 
 
 def fit_discriminator(
-    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, precision: str = "fp32", bank_size: int = 2000
+    backbone: Backbone, forget: Clean, own: Clean, seed: int, precision: str = "fp32", bank_size: int = 2000
 ) -> Discriminator:
     """The time-dependent discriminator on all times, from ``bank_size`` noised images of each kind."""
     banks = [
@@ -140,9 +145,9 @@ def _image_scores(head: Discriminator, bank: Bank) -> Tensor:
 
 
 def estimate_share(
-    backbone: Backbone, forget: Tensor, own: Tensor, seed: int, precision: str = "fp32", folds: int = 5
+    backbone: Backbone, forget: Clean, own: Clean, seed: int, precision: str = "fp32", folds: int = 5
 ) -> float:
-    """π̂: the undesired share of ``own`` samples ``(M, C, H, W)``, by cross-fitting. Needs no labels.
+    """π̂: the undesired share of the ``own`` samples, by cross-fitting. Needs no labels.
 
     With fewer than five forget images a fold holds one image; a single image cannot be held out and gives 1 / M.
     """

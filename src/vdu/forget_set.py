@@ -28,11 +28,15 @@ ASPECT_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class ForgetSet:
-    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, and a notice for each kind of conversion that was made."""
+    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, and a notice for each kind of conversion that was made.
+
+    ``files``: where each image was read from; empty where they did not come from files.
+    """
 
     images: Tensor
     sha256: str
     notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,10 +108,11 @@ def _paths(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 def _from_files(
     paths: Iterable[Path], shape: tuple[int, int, int], skip_unreadable: bool
-) -> tuple[list[Tensor], set[str]]:
+) -> tuple[list[Tensor], set[str], tuple[Path, ...]]:
     tensors: list[Tensor] = []
     notices: set[str] = set()
     skipped: list[str] = []
+    kept: list[Path] = []
     for path in paths:
         try:
             image = _open(path)
@@ -118,10 +123,11 @@ def _from_files(
             continue
         tensor, said = image_to_tensor(image, shape, str(path))
         tensors.append(tensor)
+        kept.append(path)
         notices |= said
     if skipped:
         notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:5])}")
-    return tensors, notices
+    return tensors, notices, tuple(kept)
 
 
 def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int]) -> tuple[list[Tensor], set[str]]:
@@ -154,18 +160,19 @@ def load_forget_set(forget: Any, shape: tuple[int, int, int], *, skip_unreadable
     Raises `VduError` for a missing or empty folder, an unreadable image (named), or one that does not fit the model.
     """
     notices: set[str] = set()
+    files: tuple[Path, ...] = ()
     if isinstance(forget, Tensor):
         tensors = list(_from_tensor(forget, shape))
     elif isinstance(forget, (str, Path)):
         paths, ignored = _paths(Path(forget))
-        tensors, notices = _from_files(paths, shape, skip_unreadable)
+        tensors, notices, files = _from_files(paths, shape, skip_unreadable)
         notices |= set(ignored)
     elif len(forget) and isinstance(forget[0], (str, Path)):
-        tensors, notices = _from_files([Path(p) for p in forget], shape, skip_unreadable)
+        tensors, notices, files = _from_files([Path(p) for p in forget], shape, skip_unreadable)
     else:
         tensors, notices = _from_rows(forget, shape)
     if not tensors:
         raise VduError("the forget set is empty: give at least one readable image")
     images = torch.stack(tensors)
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    return ForgetSet(images, digest, tuple(sorted(notices)))
+    return ForgetSet(images, digest, tuple(sorted(notices)), files)

@@ -1,4 +1,4 @@
-"""The random batch that every term of the objective draws: images, times, noise, ``x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε``."""
+"""The random batch that every term of the objective draws: x_0, times, noise, ``x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,49 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 
-__all__ = ["Noised", "draw"]
+__all__ = ["Clean", "Noised", "draw"]
+
+
+@dataclass(frozen=True)
+class Clean:
+    """``x_0`` ``(N, *latent_shape)`` and ``c`` ``(N,)``, the numbers of its prompts; None: unconditional."""
+
+    x_0: Tensor
+    c: Tensor | None = None
+
+    @staticmethod
+    def of(images: Clean | Tensor) -> Clean:
+        """A bare tensor is unconditional."""
+        return images if isinstance(images, Clean) else Clean(images)
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+    def __getitem__(self, index: Tensor) -> Clean:
+        return Clean(self.x_0[index], None if self.c is None else self.c[index])
+
+    def repeat(self, times: int) -> Clean:
+        """Everything ``times`` times over."""
+        c = None if self.c is None else self.c.repeat(times)
+        return Clean(self.x_0.repeat(times, *(1,) * (self.x_0.ndim - 1)), c)
 
 
 @dataclass(frozen=True)
 class Noised:
-    """``x_t`` and ``eps`` of shape ``(B, C, H, W)``, times ``t`` ``(B,)``."""
+    """``x_t`` and ``eps`` of shape ``(B, *latent_shape)``, times ``t`` ``(B,)``, conditions ``c`` ``(B,)`` or None."""
 
     x_t: Tensor
     eps: Tensor
     t: Tensor
+    c: Tensor | None = None
 
 
-def draw(backbone: Backbone, images: Tensor, batch_size: int, g: torch.Generator) -> Noised:
+def draw(backbone: Backbone, images: Clean | Tensor, batch_size: int, g: torch.Generator) -> Noised:
     """``batch_size`` of ``images`` (with replacement) at uniform times, on the frozen network's device."""
-    x_0 = images[torch.randint(len(images), (batch_size,), generator=g)]
+    images = Clean.of(images)
+    clean = images[torch.randint(len(images), (batch_size,), generator=g)]
     t = torch.randint(backbone.timesteps, (batch_size,), generator=g)
-    eps = torch.randn(x_0.shape, generator=g)
-    device = next(backbone.network.parameters()).device
-    x_0, t, eps = x_0.to(device), t.to(device), eps.to(device)
-    return Noised(backbone.add_noise(x_0, eps, t), eps, t)
+    eps = torch.randn(clean.x_0.shape, generator=g)
+    device = backbone.device
+    x_0, t, eps = clean.x_0.to(device), t.to(device), eps.to(device)
+    return Noised(backbone.add_noise(x_0, eps, t), eps, t, None if clean.c is None else clean.c.to(device))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone, weights_sha256
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.errors import VduError, nearest
+from vdu.noising import Clean
 from vdu.seeding import generator
 
 __all__ = [
@@ -166,22 +167,23 @@ def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
     return Posterior(None, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
 
 
-def from_fisher(backbone: Backbone, images: Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
-    """Diagonal empirical Fisher on the model's own samples ``(N, C, H, W)``, one image and one time per gradient.
+def from_fisher(backbone: Backbone, images: Clean | Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
+    """Diagonal empirical Fisher on the model's own samples, one of them and one time per gradient.
 
     ``scale`` is the prior's standard deviation: parameters that the loss does not feel get it.
     """
     network = backbone.trainable_copy().eval()
     names, parameters = zip(*network.named_parameters(), strict=True)
     fisher = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    for index, image in enumerate(images):
+    for index, one in enumerate(torch.arange(len(images)).split(1)):
         g = generator(seed, "fisher", index)
-        x_0 = image.unsqueeze(0)
+        clean = Clean.of(images)[one]
+        x_0 = clean.x_0
         t = torch.randint(backbone.timesteps, (1,), generator=g)
         eps = torch.randn(x_0.shape, generator=g)
         x_t = backbone.add_noise(x_0, eps, t)
         # Unit-variance Gaussian likelihood of the noise: −log p = ½ Σ_pixels (ε − ε_θ)².
-        loss = 0.5 * (backbone.predict_eps(network, x_t, t) - eps).pow(2).sum()
+        loss = 0.5 * (backbone.predict_eps(network, x_t, t, clean.c) - eps).pow(2).sum()
         for total, gradient in zip(fisher, torch.autograd.grad(loss, parameters), strict=True):
             total += gradient.double().pow(2)
     variance = {n: 1 / (f + 1 / scale**2) for n, f in zip(names, fisher, strict=True)}

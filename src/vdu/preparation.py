@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor, nn
+from torch import nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator, estimate_share, fit_discriminator
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
+from vdu.noising import Clean
 from vdu.posterior import Posterior
 from vdu.sampling import DEFAULT_STEPS, sample
 
@@ -19,10 +20,10 @@ __all__ = ["Preparation"]
 
 @dataclass
 class Preparation:
-    """Everything is derived from the original model, the forget images ``(N, C, H, W)`` and the seed."""
+    """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed."""
 
     backbone: Backbone
-    forget: Tensor
+    forget: Clean
     seed: int
     precision: str = "fp32"
     own_count: int = 512
@@ -31,9 +32,9 @@ class Preparation:
     given_posterior: Posterior | None = None
 
     @cached_property
-    def own_samples(self) -> Tensor:
-        """``(M, C, H, W)`` images of the original model."""
-        return sample(
+    def own_samples(self) -> Clean:
+        """M samples of the original model."""
+        x_0 = sample(
             self.backbone,
             self.backbone.network,
             self.own_count,
@@ -41,6 +42,7 @@ class Preparation:
             steps=self.own_sampler_steps,
             precision=self.precision,
         )
+        return Clean(x_0, self.backbone.sample_conditions(self.own_count))
 
     @cached_property
     def discriminator(self) -> Discriminator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import time
 from collections.abc import Callable
@@ -12,27 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.captions import forget_captions
 from vdu.checkpoint import refuse_existing, replacing
+from vdu.delta import DELTA_FILE, write_delta
 from vdu.detector import Detector, load_detector
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.forget_set import ForgetSet, load_forget_set
 from vdu.guard import Check, Guard, detector_judge, label_free_judge
 from vdu.loop import LoopResult, StepRecord, run_loop
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import ZooModel, find_zoo_model
+from vdu.noising import Clean
 from vdu.objective import MethodSettings
+from vdu.parameters import choose_parameters
 from vdu.posterior import Posterior, load_posterior
 from vdu.preparation import Preparation
+from vdu.prompts import Prompts
 from vdu.provenance import code_commit, package_versions
 
-__all__ = ["Result", "most_seen_class", "unlearn"]
+__all__ = ["Result", "check_form", "most_seen_class", "unlearn"]
 
 PREVIEW_IMAGES = 48
+FORMS = ("pipeline", "delta")
 
 
 @dataclass
@@ -54,17 +58,19 @@ class Result:
         """
         judge = load_detector(detector)
         target = target or most_seen_class(judge, self.forget)
-        self.evaluation = evaluate(
-            self.original, Backbone(self.pipeline), judge, target, reference=reference, **options
-        )
+        self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")
         return self.evaluation
+
+    @property
+    def _unlearned(self) -> Backbone:
+        return load_backbone(self.pipeline, self.original.prompts)
 
     @cached_property
     def _preview(self) -> Evaluation:
         """Samples of both models without figures, for a result that was not measured."""
-        sampler = Sampler(count=PREVIEW_IMAGES)
-        return Evaluation({}, sampler.draw(self.original), sampler.draw(Backbone(self.pipeline)), [])
+        sampler = Sampler(count=PREVIEW_IMAGES, device=self.record["device"])
+        return Evaluation({}, sampler.draw(self.original), sampler.draw(self._unlearned), [])
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML file."""
@@ -85,30 +91,43 @@ class Result:
 
     def picture(self, path: str | Path = "before-after.png", pairs: int = 32) -> Path:
         """Write original and unlearned samples of equal seeds as one picture."""
-        from vdu.grids import before_after
+        from vdu.grids import before_after, thumbnails
 
         shown = self.evaluation or self._preview
-        marks = shown.marks[:pairs] or None
+        before, after, marks = thumbnails(shown.before[:pairs]), thumbnails(shown.after[:pairs]), shown.marks[:pairs]
         with replacing(Path(path)) as beside:
-            before_after(shown.before[:pairs], shown.after[:pairs], 16, 2, marks).save(beside, format="PNG")
+            before_after(before, after, 16, 2, marks or None).save(beside, format="PNG")
         return Path(path)
 
-    def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
-        """Pipeline folder with report, model card and records, renamed into place as a whole."""
+    def save(self, out: str | Path, *, overwrite: bool = False, form: str = "pipeline") -> Path:
+        """A folder with report, model card and records, renamed into place as a whole.
+
+        ``form``: the whole ``pipeline``, or only what changed as a ``delta`` (see `vdu.delta`).
+        """
         from vdu.model_card import write_model_card
 
         folder = Path(out)
+        check_form(form)
         refuse_existing(folder, overwrite, folder=True)
         with replacing(folder) as beside:
-            self.pipeline.save_pretrained(beside)
+            if form == "pipeline":
+                self.pipeline.save_pretrained(beside)
+            else:
+                write_delta(beside / DELTA_FILE, self.original.network, self.pipeline.unet)
             (beside / "unlearning.json").write_text(json.dumps(self.record, indent=2) + "\n")
             measured = self.evaluation.record if self.evaluation else None
             if measured is not None:
                 (beside / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
-            write_model_card(beside, self.record, measured)
+            write_model_card(beside, self.record, measured, form)
             self.report(beside / "report.html")
             self.picture(beside / "before-after.png")
         return folder
+
+
+def check_form(form: str) -> None:
+    """Raises `VduError` for a form of the result that is not known."""
+    if form not in FORMS:
+        raise VduError(f"unknown form {form!r} of the result: {nearest(form, FORMS)}")
 
 
 def most_seen_class(detector: Detector, forget: ForgetSet) -> str:
@@ -125,16 +144,6 @@ def _check_numbers(share: float | None, precision: str) -> None:
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
     if precision not in ("fp32", "bf16"):
         raise VduError(f"unknown precision {precision!r}: give fp32 or bf16")
-
-
-def _choose_parameters(network: nn.Module, pattern: str) -> None:
-    chosen = 0
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(fnmatch.fnmatch(name, pattern))
-        chosen += parameter.requires_grad
-    if not chosen:
-        first = next(name for name, _ in network.named_parameters())
-        raise VduError(f"no parameter matches {pattern!r}: names look like {first!r}")
 
 
 def _resolve_device(device: str | None) -> torch.device:
@@ -163,6 +172,7 @@ def unlearn(
     share: float | None = None,
     detector: str | Path | Detector | None = None,
     target: str | None = None,
+    prompts: Prompts | None = None,
     seed: int = 0,
     precision: str = "bf16",
     device: str | None = None,
@@ -175,7 +185,8 @@ def unlearn(
 
     ``forget``: folder, list of files, `datasets.Dataset`, or tensor ``(N, C, H, W)`` in [-1, 1]. ``share``: π, the
     undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let the
-    guard count the class; without them it judges by the forget images alone. ``state_folder`` makes the run resumable.
+    guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image model,
+    which also reads captions from ``metadata.csv`` or ``.jsonl``. ``state_folder`` makes the run resumable.
     ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
@@ -185,24 +196,29 @@ def unlearn(
     _check_numbers(share, precision)
     place = _resolve_device(device)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
-    backbone = load_backbone(zoo.pipeline if zoo else model)
+    backbone = load_backbone(zoo.pipeline if zoo else model, prompts)
     images = load_forget_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+    captions = forget_captions(backbone, forget, images)
     prior = _prior(posterior, zoo.posterior if zoo else None, backbone)
     if "posterior" in chosen.settings.needs and prior is None:
         raise VduError(f"method {method} needs a posterior: give --posterior FILE (`vdu posterior` makes one)")
     judge = load_detector(detector) if detector is not None else None
     index = judge.class_index(target or most_seen_class(judge, images)) if judge else None
-    network = backbone.trainable_copy()
-    _choose_parameters(network, values.parameters)
+    network = backbone.trainable_copy(values.gradient_checkpointing)
+    choose_parameters(network, values.parameters)
     if on_ready:
         on_ready()
     backbone.network.to(place)
-    preparation = Preparation(backbone, images.images, seed, precision, given_share=share, given_posterior=prior)
+    clean = Clean(backbone.encode(images.images), backbone.condition(captions))
+    preparation = Preparation(backbone, clean, seed, precision, given_share=share, given_posterior=prior)
     objective = chosen.build(values, preparation, network.to(place))
-    look = detector_judge(judge, index) if judge and index is not None else label_free_judge(preparation)
+    look = (
+        detector_judge(judge, index, backbone.decode) if judge and index is not None else label_free_judge(preparation)
+    )
     guard = Guard(preparation, look)
     prepared = time.monotonic()
     identity = {"method": method, "model": weights_sha256(backbone.network), "forget": images.sha256, "share": share}
+    asked = asdict(backbone.prompts) if backbone.prompts else None
     outcome = run_loop(
         network,
         objective,
@@ -210,7 +226,7 @@ def unlearn(
         guard,
         seed=seed,
         precision=precision,
-        identity=identity,
+        identity=identity | {"prompts": asked, "captions": captions},
         state_folder=Path(state_folder) if state_folder else None,
         on_step=on_step,
     )
@@ -226,6 +242,7 @@ def unlearn(
         "precision": precision,
         "device": place.type,
         "forget": _forget_record(forget, images),
+        "prompts": asked,
         "target": judge.class_names[index] if judge and index is not None else None,
         "guard_judge": judge.name if judge else "label-free",
         "preparation_seconds": round(prepared - started, 2),

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from vdu.bayes_target import BayesTarget
+from vdu.noising import Clean
 from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.preparation import Preparation
 
@@ -38,7 +39,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
     """A and B are the same regression on different images."""
     share = min(LARGEST_SHARE, settings.strength * preparation.share)
 
-    def term(images: Tensor) -> BayesTarget:
+    def term(images: Clean) -> BayesTarget:
         return BayesTarget(
             preparation.backbone,
             images,
