@@ -125,6 +125,7 @@ class StableDiffusionBackbone(Backbone):
 
     def with_network(self, network: nn.Module) -> Any:
         """All other parts are the original's own; the U-Net has its precision, so that they work together."""
-        clean = self._clean(network).to(self.pipeline.unet.dtype)
+        clean, held = self._clean(network), self.pipeline.unet.dtype
+        clean = clean if clean.dtype == held else clean.to(held)
         safety = self.pipeline.config.get("requires_safety_checker", True)
         return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, requires_safety_checker=safety)

@@ -41,10 +41,14 @@ def make_app(help_: str) -> typer.Typer:
 
 def quiet() -> None:
     """No progress bars and advice of other libraries between our own lines."""
-    from diffusers.utils import logging
+    from importlib import import_module
+    from importlib.util import find_spec
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    for name in ("diffusers", "transformers"):
+        if find_spec(name):
+            logging = import_module(f"{name}.utils.logging")
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
 
 
 def make_prompts(prompt: str | None, neutral: Path | None, guidance_scale: float | None) -> Prompts | None:
