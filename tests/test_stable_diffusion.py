@@ -133,7 +133,7 @@ def test_images_in_a_clean_pipeline_that_samples_out(method, pipeline, folder, t
     result = _unlearn(pipeline, folder, method, prompts=prompts)
     assert len(result.record["history"]) == 2
     assert result.record["prompts"]["forget"] == ("a red apple", "a blue pear", "a pear in noto style")
-    assert any("resized to 16x16" in notice for notice in result.record["forget"]["notices"])
+    assert result.record["forget"]["notices"] == ["images of another size were resized to 16x16"]
     result.save(tmp_path / "clean")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "clean")
     assert weights_sha256(again.unet) == result.record["result_sha256"]
@@ -142,6 +142,9 @@ def test_images_in_a_clean_pipeline_that_samples_out(method, pipeline, folder, t
     assert picture.shape == (1, 3, 16, 16)
     assert torch.isfinite(picture).all()
     assert "text-to-image" in (tmp_path / "clean" / "README.md").read_text()
+    report = (tmp_path / "clean" / "report.html").read_text()
+    assert "of the forget images: “a red apple”, “a blue pear”, “a pear in noto style”" in report
+    assert "neutral: “a blue apple”, the empty prompt" in report
 
 
 def test_same_seed_gives_the_same_tensors_and_captions_matter(pipeline, folder):

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 from vdu.errors import VduError
-from vdu.forget_set import ForgetSet
+from vdu.forget_set import CAPTION_FILES, ForgetSet
 
 __all__ = ["forget_captions", "read_captions"]
 
-CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
 EXAMPLES = 3
 
 

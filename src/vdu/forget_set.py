@@ -18,9 +18,10 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["ForgetSet", "image_to_tensor", "load_forget_set"]
+__all__ = ["CAPTION_FILES", "ForgetSet", "image_to_tensor", "load_forget_set"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
 GREY_TOLERANCE_LEVELS = 8
 SMALLEST_UPSCALED_SHARE = 0.5
 ASPECT_TOLERANCE = 0.05
@@ -102,7 +103,7 @@ def _paths(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
         raise VduError(f"no images in {folder}: give a folder with {', '.join(sorted(SUFFIXES))} files")
-    ignored = len(files) - len(images)
+    ignored = len(files) - len(images) - sum(p.parent == folder and p.name in CAPTION_FILES for p in files)
     return images, ((f"{ignored} files that are not images were ignored",) if ignored else ())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vdu.prompts import quoted_prompts
 from vdu.report import Cell, figure_rows, settings_rows, verdict
 
 __all__ = ["write_model_card"]
@@ -98,7 +99,11 @@ def _asked(unlearning: dict[str, Any]) -> str:
         ("original SHA-256", unlearning["model_sha256"]),
         ("unlearned SHA-256", unlearning["result_sha256"]),
     ]
-    asked = settings_rows(unlearning.get("prompts") or {})
+    asked = [
+        (f"prompts, {kind}", quoted_prompts(prompts))
+        for kind, prompts in (unlearning.get("prompts") or {}).items()
+        if kind != "guidance_scale"
+    ]
     return _table(("Setting", "Value"), [*rows, *asked, *settings_rows(unlearning["settings"])])
 
 

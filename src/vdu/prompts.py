@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vdu.errors import VduError
 
-__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "read_prompts"]
+__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "quoted_prompts", "read_prompts"]
 
 DEFAULT_GUIDANCE_SCALE = 7.5
+QUOTED = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Prompts:
             return self.neutral[number % len(self.neutral)]
         turn = self.forget if number % 2 else self.neutral
         return turn[number // 2 % len(turn)]
+
+
+def quoted_prompts(prompts: Sequence[str]) -> str:
+    """The first few prompts in quotation marks, for reports."""
+    quoted = ", ".join(f"“{prompt}”" if prompt else "the empty prompt" for prompt in prompts[:QUOTED])
+    return f"{quoted} and {len(prompts) - QUOTED} more" if len(prompts) > QUOTED else quoted
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vdu.grids import before_after, image_grid, png_data_uri, thumbnails
+from vdu.prompts import quoted_prompts
 
 __all__ = ["NOT_MEASURED", "figure_rows", "number", "percent", "settings_rows", "verdict", "write_report"]
 
@@ -275,7 +276,8 @@ def write_report(
 
     loader = PackageLoader("vdu")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "fraction": _percent_of}
+    filters = {"number": number, "percent": percent, "fraction": _percent_of, "prompts": quoted_prompts}
+    environment.filters |= filters
     html = environment.get_template("report.html.j2").render(
         u=unlearning,
         e=evaluation,
