@@ -263,7 +263,9 @@ def test_captions_of_csv_jsonl_one_prompt_and_rows(pipeline, folder):
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (lambda f: write_captions(f, CAPTIONS | {"9.png": "a pear"}), "not there: 9.png"),
+        (lambda f: write_captions(f, CAPTIONS | {"9.png": "a pear"}), "no image there: 9.png"),
+        (lambda f: write_captions(f, CAPTIONS | {"/absent/9.png": "a pear"}), "no image there: /absent/9.png"),
+        (lambda f: write_captions(f, CAPTIONS | {"metadata.csv": "a pear"}), "no image there: metadata.csv"),
         (lambda f: write_captions(f, {"0.png": "a pear"}), "without a caption: 1.png, 2.png, 3.png"),
         (lambda f: (f / "metadata.csv").write_text("file,words\n0.png,a pear\n"), "no file_name or no text"),
         (lambda f: (f / "metadata.jsonl").write_text("no json"), "cannot read the captions"),

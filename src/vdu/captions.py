@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 from vdu.errors import VduError
-from vdu.forget_set import CAPTION_FILES, ForgetSet
+from vdu.forget_set import CAPTION_FILES, SUFFIXES, ForgetSet
 
 __all__ = ["forget_captions", "read_captions"]
 
@@ -26,7 +26,7 @@ EXAMPLES = 3
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
                 return list(csv.DictReader(file))
             return [json.loads(line) for line in file if line.strip()]
@@ -57,7 +57,7 @@ def read_captions(folder: Path) -> dict[Path, str] | None:
 
 
 def _names(paths: Sequence[Path], folder: Path) -> str:
-    shown = ", ".join(str(path.relative_to(folder)) for path in paths[:EXAMPLES])
+    shown = ", ".join(str(p.relative_to(folder) if p.is_relative_to(folder) else p) for p in paths[:EXAMPLES])
     return f"{shown} and {len(paths) - EXAMPLES} more" if len(paths) > EXAMPLES else shown
 
 
@@ -65,9 +65,9 @@ def _of_folder(folder: Path, files: Sequence[Path]) -> tuple[str, ...] | None:
     captions = read_captions(folder)
     if captions is None:
         return None
-    absent = [path for path in captions if not path.is_file()]
+    absent = [path for path in captions if not path.is_file() or path.suffix.lower() not in SUFFIXES]
     if absent:
-        raise VduError(f"the captions of {folder} name images that are not there: {_names(absent, folder)}")
+        raise VduError(f"the captions of {folder} name what is no image there: {_names(absent, folder)}")
     bare = [path for path in files if path not in captions]
     if bare:
         raise VduError(f"images in {folder} without a caption: {_names(bare, folder)}; caption all of them or none")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["CAPTION_FILES", "ForgetSet", "image_to_tensor", "load_forget_set"]
+__all__ = ["CAPTION_FILES", "SUFFIXES", "ForgetSet", "image_to_tensor", "load_forget_set"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
