@@ -4,7 +4,11 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
+import vdu.discriminator
+import vdu.guard
+import vdu.preparation
 from vdu.backbone import Backbone, load_backbone
+from vdu.preparation import Preparation
 
 
 def make_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> DDPMPipeline:
@@ -31,3 +35,19 @@ def backbone() -> Backbone:
 @pytest.fixture
 def forget() -> torch.Tensor:
     return torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def retain():
+    return torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.fixture
+def few_samples(monkeypatch):
+    """The least that the guard and the methods can work with, so that every method can be run several times."""
+    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **k, own_count=12))
+    monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
+    score, fit, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_discriminator, vdu.discriminator.fit_head
+    monkeypatch.setattr("vdu.preparation.fit_forget_score", lambda *a, **k: score(*a, **k, steps=3))
+    monkeypatch.setattr("vdu.preparation.fit_discriminator", lambda *a: fit(*a, bank_size=24))
+    monkeypatch.setattr("vdu.discriminator.fit_head", lambda *a: head(*a, steps=10, batch_size=16))

@@ -34,6 +34,8 @@ def _forget(forget, method="vdu", seed=0, **options):
     pipeline = make_pipeline()
     posterior = isotropic(load_backbone(pipeline), 1e-2)
     settings = SHORT | options.pop("settings", {})
+    if "retain" in METHODS[method].settings.needs:
+        options["retain"] = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
     return unlearn(
         pipeline,
         forget,

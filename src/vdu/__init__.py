@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vdu.errors import VduError
     from vdu.evaluation import evaluate
-    from vdu.unlearning import Result, unlearn
+    from vdu.result import Result
+    from vdu.unlearning import unlearn
 
 __version__ = "0.1.0"
 __all__ = ["Result", "VduError", "evaluate", "unlearn"]
 
-_HOME = {"VduError": "errors", "unlearn": "unlearning", "Result": "unlearning", "evaluate": "evaluation"}
+_HOME = {"VduError": "errors", "unlearn": "unlearning", "Result": "result", "evaluate": "evaluation"}
 
 
 def __getattr__(name: str) -> Any:

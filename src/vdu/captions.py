@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 from vdu.errors import VduError
-from vdu.forget_set import CAPTION_FILES, SUFFIXES, ForgetSet
+from vdu.image_set import CAPTION_FILES, SUFFIXES, ImageSet
 
-__all__ = ["forget_captions", "read_captions"]
+__all__ = ["forget_captions", "read_captions", "retain_captions"]
 
 EXAMPLES = 3
 
@@ -80,7 +80,7 @@ def _of_rows(rows: Any) -> tuple[str, ...] | None:
     return texts if len(texts) == len(rows) else None
 
 
-def _captions(given: Sequence[str], source: Any, images: ForgetSet) -> tuple[str, ...]:
+def _captions(given: Sequence[str], source: Any, images: ImageSet) -> tuple[str, ...]:
     """Those ``given`` (none, one for all, or one each) before the source's own; empty ones where there are none."""
     if given:
         if len(given) not in (1, len(images)):
@@ -94,7 +94,7 @@ def _captions(given: Sequence[str], source: Any, images: ForgetSet) -> tuple[str
     return own if own is not None else ("",) * len(images)
 
 
-def forget_captions(backbone: Backbone, source: Any, images: ForgetSet) -> tuple[str, ...]:
+def forget_captions(backbone: Backbone, source: Any, images: ImageSet) -> tuple[str, ...]:
     """A caption for each of ``images``, which were read from ``source``; the model's own samples get them in turn.
 
     ``backbone.prompts.forget`` goes before what the source says. A model that takes no text has empty captions.
@@ -104,4 +104,13 @@ def forget_captions(backbone: Backbone, source: Any, images: ForgetSet) -> tuple
         return ("",) * len(images)
     captions = _captions(backbone.prompts.forget, source, images)
     backbone.sample_from(replace(backbone.prompts, forget=tuple(dict.fromkeys(captions))))
+    return captions
+
+
+def retain_captions(backbone: Backbone, source: Any, images: ImageSet | None) -> tuple[str, ...]:
+    """A caption for each image to keep: the source's own, else empty. Raises `VduError` as for forget images."""
+    if images is None:
+        return ()
+    captions = ("",) * len(images) if backbone.prompts is None else _captions((), source, images)
+    backbone.condition(captions)
     return captions

@@ -21,7 +21,7 @@ from torch import nn
 from vdu.checkpoint import load_state, replacing, save_state
 from vdu.ema import ema_update
 from vdu.guard import Check, Guard
-from vdu.objective import MethodSettings, Objective
+from vdu.objective import Direction, MethodSettings
 from vdu.seeding import generator
 
 __all__ = ["LoopResult", "StepRecord", "run_loop"]
@@ -60,7 +60,7 @@ class _Run:
     def __init__(
         self,
         network: nn.Module,
-        objective: Objective,
+        objective: Direction,
         settings: MethodSettings,
         guard: Guard,
         seed: int,
@@ -83,12 +83,9 @@ class _Run:
         """One optimiser step, numbered from 0."""
         rate = self.learning_rate(step)
         self.optimizer.param_groups[0]["lr"] = rate
-        device = self.trained[0].device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.objective.loss(self.network, self.settings.batch_size, generator(self.seed, "loop", step))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.objective.after_backward()
+        g = generator(self.seed, "loop", step)
+        loss = self.objective.gradient(self.network, self.settings.batch_size, g, self.precision)
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.max_gradient_norm)
         self.optimizer.step()
         self.objective.after_step(rate)
@@ -140,7 +137,7 @@ class _Run:
 
 def run_loop(
     network: nn.Module,
-    objective: Objective,
+    objective: Direction,
     settings: MethodSettings,
     guard: Guard,
     *,

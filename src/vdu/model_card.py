@@ -89,10 +89,11 @@ def _figures(evaluation: dict[str, Any] | None) -> str:
 
 
 def _asked(unlearning: dict[str, Any]) -> str:
-    forget = unlearning["forget"]
+    forget, kept = unlearning["forget"], unlearning.get("retain")
     rows = [
         ("model", unlearning["model"]),
         ("forget images", forget["images"]),
+        ("images to keep", kept["images"] if kept else "none"),
         ("method", unlearning["method"]),
         ("seed", unlearning["seed"]),
         ("step kept", f"{unlearning['best_step']} of {unlearning['steps']}"),

@@ -55,6 +55,11 @@ class ZooModel:
         """The folder of shipped forget images of one class."""
         return self.folder / "forget" / class_name
 
+    def retain(self, class_name: str) -> list[Path]:
+        """The shipped images of all other classes: a small retain set for the methods that need one."""
+        others = (p for p in sorted((self.folder / "forget").iterdir()) if p.is_dir() and p.name != class_name)
+        return [image for folder in others for image in sorted(folder.glob("*.png"))]
+
 
 def zoo_models() -> list[ZooModel]:
     """All shipped models, by name."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 
-__all__ = ["Clean", "Noised", "draw"]
+__all__ = ["Clean", "Noised", "draw", "noised"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,12 @@ class Clean:
     def __len__(self) -> int:
         return len(self.x_0)
 
-    def __getitem__(self, index: Tensor) -> Clean:
+    def __getitem__(self, index: Tensor | slice) -> Clean:
         return Clean(self.x_0[index], None if self.c is None else self.c[index])
+
+    def split(self, size: int) -> list[Clean]:
+        """Parts of at most ``size``, in order."""
+        return [self[first : first + size] for first in range(0, len(self), size)]
 
     def repeat(self, times: int) -> Clean:
         """Everything ``times`` times over."""
@@ -48,10 +52,13 @@ class Noised:
 
 def draw(backbone: Backbone, images: Clean | Tensor, batch_size: int, g: torch.Generator) -> Noised:
     """``batch_size`` of ``images`` (with replacement) at uniform times, on the frozen network's device."""
-    images = Clean.of(images)
-    clean = images[torch.randint(len(images), (batch_size,), generator=g)]
-    t = torch.randint(backbone.timesteps, (batch_size,), generator=g)
+    return noised(backbone, Clean.of(images)[torch.randint(len(images), (batch_size,), generator=g)], g)
+
+
+def noised(backbone: Backbone, images: Clean | Tensor, g: torch.Generator) -> Noised:
+    """Every one of ``images`` at its own uniform time, on the frozen network's device."""
+    clean, device = Clean.of(images), backbone.device
+    t = torch.randint(backbone.timesteps, (len(clean),), generator=g)
     eps = torch.randn(clean.x_0.shape, generator=g)
-    device = backbone.device
     x_0, t, eps = clean.x_0.to(device), t.to(device), eps.to(device)
     return Noised(backbone.add_noise(x_0, eps, t), eps, t, None if clean.c is None else clean.c.to(device))

@@ -8,6 +8,7 @@ over parameters (`weights`), so that one γ means the same on networks of any si
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vdu.plasticity import Term
+from vdu.precision import autocast
 from vdu.preparation import Preparation
 from vdu.stability import WeightStability
 
-__all__ = ["Count", "Fraction", "Method", "MethodSettings", "NotNegative", "Objective", "Positive"]
+__all__ = ["Count", "Direction", "Fraction", "Method", "MethodSettings", "NotNegative", "Objective", "Positive"]
 
 # A method that changes a default writes `steps: Count = 60`: a bare annotation would drop the bound.
 Count = Annotated[int, Field(ge=1)]
@@ -30,10 +32,14 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MethodSettings(BaseModel):
-    """Settings that every method has; a method adds its own. Unknown names are refused."""
+    """Settings that every method has; a method adds its own. Unknown names are refused.
+
+    ``needs`` names what must be given, ``takes`` what may be (see `vdu.needs`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     needs: ClassVar[tuple[str, ...]] = ("forget",)
+    takes: ClassVar[tuple[str, ...]] = ()
 
     steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
     batch_size: Count = Field(32, description="images per term and step")
@@ -47,9 +53,26 @@ class MethodSettings(BaseModel):
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 
 
+class Direction:
+    """What the loop asks of a method in one step; the loop itself knows no mathematics.
+
+    A method whose loss fits two slots is an `Objective`. One that has to put several gradients together overrides
+    `gradient`; whatever that reads must depend on ``g`` and on the weights alone, so that a run can be resumed.
+    """
+
+    weights: WeightStability | None = None
+
+    def gradient(self, network: nn.Module, batch_size: int, g: torch.Generator, precision: str) -> Tensor:
+        """Leave the direction in the ``grad`` (empty before) of the trained parameters; returns the loss, detached."""
+        raise NotImplementedError
+
+    def after_step(self, learning_rate: float) -> None:
+        """What follows the optimiser's step; nothing by default."""
+
+
 @dataclass
-class Objective:
-    """The loss of one method: called by the loop, which knows no mathematics."""
+class Objective(Direction):
+    """The loss of one method in two slots, and its gradient by one backward pass."""
 
     gamma: float
     plasticity: Term
@@ -61,6 +84,14 @@ class Objective:
         """(1 − γ) A + γ B_outputs on one random batch for each term; a scalar with a graph."""
         total = (1 - self.gamma) * self.plasticity(network, batch_size, g)
         return total if self.stability is None else total + self.gamma * self.stability(network, batch_size, g)
+
+    def gradient(self, network: nn.Module, batch_size: int, g: torch.Generator, precision: str) -> Tensor:
+        """∇ of the loss, and what `after_backward` makes of it."""
+        with autocast(network, precision):
+            loss = self.loss(network, batch_size, g)
+        loss.backward()
+        self.after_backward()
+        return loss.detach()
 
     def after_backward(self) -> None:
         """Add γ∇B of the weight regulariser where the explicit form is asked for."""
@@ -79,4 +110,10 @@ class Method:
 
     name: str
     settings: type[MethodSettings]
-    build: Callable[[Any, Preparation, nn.Module], Objective]
+    build: Callable[[Any, Preparation, nn.Module], Direction]
+
+    @property
+    def summary(self) -> str:
+        """What it does: the first line of its file's docstring, without the name."""
+        said = sys.modules[self.build.__module__].__doc__ or ""
+        return said.splitlines()[0].partition(": ")[2]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone, weights_sha256
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.errors import VduError, nearest
-from vdu.noising import Clean
+from vdu.noising import Clean, noised
 from vdu.seeding import generator
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "from_fisher",
     "isotropic",
     "load_posterior",
+    "squared_gradients",
     "summarise",
     "welford",
 ]
@@ -167,27 +168,29 @@ def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
     return Posterior(None, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
 
 
+def squared_gradients(backbone: Backbone, images: Clean | Tensor, seed: int) -> dict[str, Tensor]:
+    """Σ over ``images`` of (∂ℓ/∂θ_i)², float64 by parameter name; one time per image.
+
+    ``ℓ = ½ Σ_pixels (ε − ε_θ)²``, the negative log-likelihood of the noise under a unit-variance Gaussian.
+    """
+    network = backbone.trainable_copy().eval()
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    for index, image in enumerate(Clean.of(images).split(1)):
+        sample = noised(backbone, image, generator(seed, "fisher", index))
+        loss = 0.5 * (backbone.predict_eps(network, sample.x_t, sample.t, sample.c) - sample.eps).pow(2).sum()
+        for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+            sum_ += gradient.double().pow(2)
+    return dict(zip(names, total, strict=True))
+
+
 def from_fisher(backbone: Backbone, images: Clean | Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
     """Diagonal empirical Fisher on the model's own samples, one of them and one time per gradient.
 
     ``scale`` is the prior's standard deviation: parameters that the loss does not feel get it.
     """
-    network = backbone.trainable_copy().eval()
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    fisher = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    for index, one in enumerate(torch.arange(len(images)).split(1)):
-        g = generator(seed, "fisher", index)
-        clean = Clean.of(images)[one]
-        x_0 = clean.x_0
-        t = torch.randint(backbone.timesteps, (1,), generator=g)
-        eps = torch.randn(x_0.shape, generator=g)
-        x_t = backbone.add_noise(x_0, eps, t)
-        # Unit-variance Gaussian likelihood of the noise: −log p = ½ Σ_pixels (ε − ε_θ)².
-        loss = 0.5 * (backbone.predict_eps(network, x_t, t, clean.c) - eps).pow(2).sum()
-        for total, gradient in zip(fisher, torch.autograd.grad(loss, parameters), strict=True):
-            total += gradient.double().pow(2)
-    variance = {n: 1 / (f + 1 / scale**2) for n, f in zip(names, fisher, strict=True)}
-    floored, floor, share = _floored(variance)
+    fisher = squared_gradients(backbone, images, seed)
+    floored, floor, share = _floored({n: 1 / (f + 1 / scale**2) for n, f in fisher.items()})
     sha256 = weights_sha256(backbone.network)
     return Posterior(None, floored, "fisher", len(images), sha256, floor, share)
 

@@ -30,6 +30,8 @@ class Preparation:
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
+    given_retain: Clean | None = None
+    given_teacher: nn.Module | None = None
 
     @cached_property
     def own_samples(self) -> Clean:
@@ -60,6 +62,18 @@ class Preparation:
     def forget_score(self) -> nn.Module:
         """The network fine-tuned on the forget images."""
         return fit_forget_score(self.backbone, self.forget, self.seed, precision=self.precision)
+
+    @property
+    def undesired_score(self) -> nn.Module:
+        """A network whose output is the undesired content's: the teacher where one was given, else ε_f."""
+        return self.forget_score if self.given_teacher is None else self.given_teacher
+
+    @property
+    def retain(self) -> Clean:
+        """D_r. Raises `VduError` when none was given."""
+        if self.given_retain is None:
+            raise VduError("this method needs images to keep: give --retain FOLDER")
+        return self.given_retain
 
     @property
     def posterior(self) -> Posterior:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.detector import Detector
 from vdu.errors import VduError
-from vdu.forget_set import load_forget_set
+from vdu.image_set import load_image_set
 
 __all__ = ["Reference", "load_reference"]
 
@@ -46,7 +46,7 @@ def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) 
         return Reference(tensors["features"].float(), tensors["labels"].long())
     named = [name for name in detector.class_names if (path / name).is_dir()]
     folders = [path / name for name in named] if named else [path]
-    sets = [load_forget_set(folder, shape).images for folder in folders]
+    sets = [load_image_set(folder, shape, called="reference").images for folder in folders]
     detections = [detector(images) for images in sets]
     if any(d.features is None for d in detections):
         raise VduError(f"detector {detector.name} gives no features: u-FID needs a vdu classifier folder as detector")

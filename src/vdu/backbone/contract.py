@@ -157,6 +157,11 @@ class Backbone(ABC):
         signal, noise = self._scales(t)
         return signal * x_0 + noise * eps
 
+    def noise_from(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The ε that leads from ``x_0`` to ``x_t``: the inverse of `add_noise`."""
+        signal, noise = self._scales(t)
+        return (x_t - signal * x_0) / noise
+
     @abstractmethod
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """What the network itself predicts (ε, v or x_0), of ``x_t``'s shape, float32."""

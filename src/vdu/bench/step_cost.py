@@ -21,7 +21,7 @@ from vdu.backbone import Backbone, load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.checkpoint import replacing
 from vdu.errors import VduError
-from vdu.forget_set import load_forget_set
+from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
 from vdu.noising import Clean, draw
 from vdu.objective import Objective
@@ -54,10 +54,8 @@ def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
 
     def step() -> None:
-        loss = objective.loss(network, BATCH_SIZE, generator(0, "cost"))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        objective.after_backward()
+        objective.gradient(network, BATCH_SIZE, generator(0, "cost"), "fp32")
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         objective.after_step(1e-6)
@@ -89,7 +87,7 @@ def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -
     if zoo is None:
         raise VduError("step-cost needs the zoo model 'mnist', which is not shipped")
     backbone = load_backbone(zoo.pipeline)
-    forget = load_forget_set(zoo.forget("3"), backbone.shape).images
+    forget = load_image_set(zoo.forget("3"), backbone.shape).images
     preparation = Preparation(backbone, Clean(forget), 0, own_count=128, given_posterior=load_posterior(zoo.posterior))
     forms = _forms(backbone, preparation)
     plain = {k: _plain(backbone, backbone.trainable_copy(), forget, k * BATCH_SIZE) for k in (1, 2)}

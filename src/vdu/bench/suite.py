@@ -1,7 +1,8 @@
 """Run what is missing of a suite: models × methods × targets × seeds, one JSON file a run, finished runs skipped.
 
-The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. A run that is refused stays as a file with its
-reason. The original's samples are made once for each evaluation seed (and process).
+The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. Methods that need a retain set get the shipped
+images of the other classes. A run that is refused stays as a file with its reason. The original's samples are made once
+for each evaluation seed (and process).
 """
 
 from __future__ import annotations
@@ -159,11 +160,13 @@ def _row(run: Run, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> di
 
 def _result(bench: _Bench, run: Run) -> dict[str, Any]:
     zoo = bench.zoo
+    retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
     try:
         done = unlearn(
             zoo.name,
             zoo.forget(run.target),
             run.arm.method,
+            retain=retain,
             settings=run.arm.settings,
             share=run.arm.share,
             seed=run.seed,
@@ -173,6 +176,8 @@ def _result(bench: _Bench, run: Run) -> dict[str, Any]:
     evaluation = bench.evaluate(done.pipeline, run)
     record = {key: value for key, value in done.record.items() if key != "history"}
     record["forget"] = record["forget"] | {"source": f"zoo:{zoo.name}/forget/{run.target}"}
+    if retain:
+        record["retain"] = record["retain"] | {"source": f"zoo:{zoo.name}/forget without {run.target}"}
     return {"status": "done", "row": _row(run, record, evaluation), "unlearning": record, "evaluation": evaluation}
 
 

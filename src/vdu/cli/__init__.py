@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vdu.cli import bench, delta, evaluation, posterior, sampling, unlearning, zoo
+from vdu.cli import bench, delta, evaluation, methods, posterior, sampling, unlearning, zoo
 from vdu.cli.options import make_app
 from vdu.errors import VduError
 
@@ -12,6 +12,7 @@ __all__ = ["app", "main"]
 
 app = make_app("Make a diffusion model forget a folder of images, with evidence.")
 app.command(name="unlearn")(unlearning.unlearn_command)
+app.command(name="methods")(methods.methods_command)
 app.command()(evaluation.evaluate)
 app.command()(sampling.train)
 app.command()(sampling.sample)

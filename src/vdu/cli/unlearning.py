@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vdu.backbone import Backbone
     from vdu.detector import Detector
     from vdu.reference import Reference
-    from vdu.unlearning import Result
+    from vdu.result import Result
 
 __all__ = ["parse_settings", "unlearn_command"]
 
@@ -64,13 +64,13 @@ def _yardstick(
 ) -> Yardstick:
     """Load the means of measuring; a shipped model brings its own classifier and features."""
     from vdu.detector import load_detector
-    from vdu.forget_set import load_forget_set
+    from vdu.image_set import load_image_set
     from vdu.model_zoo import find_zoo_model
     from vdu.reference import load_reference
-    from vdu.unlearning import most_seen_class
+    from vdu.result import most_seen_class
 
     zoo = find_zoo_model(model)
-    images = load_forget_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+    images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
     source = detector or (str(zoo.classifier) if zoo else None)
     if source is None:
         for name, value in (("--target", target), ("--reference", reference)):
@@ -109,7 +109,9 @@ def unlearn_command(
     model: Model,
     forget: Annotated[Path, typer.Option(help="folder of images that the model must never produce again")],
     out: Annotated[Path, typer.Option(help="where the clean pipeline and its report go")],
-    method: Annotated[str, typer.Option(help="vdu, vdu-paper, guided, capped-ascent, ga")] = "vdu",
+    method: Annotated[str, typer.Option(help="`vdu methods` lists them")] = "vdu",
+    retain: Annotated[Path | None, typer.Option(help="folder of images to keep, for the methods that need it")] = None,
+    teacher: Annotated[str | None, typer.Option(help="a model of the undesired content (esd)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE")] = None,
     share: Annotated[
         float | None, typer.Option(help="undesired share of what the model makes; default: estimate")
@@ -141,7 +143,7 @@ def unlearn_command(
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
     from vdu.checkpoint import refuse_existing, require_space
     from vdu.methods import find_method, make_settings
-    from vdu.unlearning import check_form
+    from vdu.result import check_form
 
     check_form(save)
     refuse_existing(out, overwrite, folder=True)
@@ -159,6 +161,8 @@ def unlearn_command(
         model=model,
         forget=forget,
         method=method,
+        retain=retain,
+        teacher=teacher,
         settings=values,
         posterior=posterior,
         share=share,

@@ -7,13 +7,40 @@ from typing import Any
 from pydantic import ValidationError
 
 from vdu.errors import VduError, nearest
-from vdu.methods import capped_ascent, gradient_ascent, guided, vdu_bayes, vdu_paper
+from vdu.methods import (
+    capped_ascent,
+    erasediff,
+    esd,
+    finetune,
+    gradient_ascent,
+    guided,
+    retrack,
+    salun,
+    selective_amnesia,
+    siss,
+    vdu_bayes,
+    vdu_paper,
+)
 from vdu.objective import Method, MethodSettings
 
 __all__ = ["METHODS", "find_method", "make_settings"]
 
 METHODS: dict[str, Method] = {
-    m.name: m for m in (gradient_ascent.METHOD, capped_ascent.METHOD, guided.METHOD, vdu_paper.METHOD, vdu_bayes.METHOD)
+    m.name: m
+    for m in (
+        vdu_bayes.METHOD,
+        vdu_paper.METHOD,
+        guided.METHOD,
+        capped_ascent.METHOD,
+        gradient_ascent.METHOD,
+        esd.METHOD,
+        selective_amnesia.METHOD,
+        finetune.METHOD,
+        salun.METHOD,
+        erasediff.METHOD,
+        siss.METHOD,
+        retrack.METHOD,
+    )
 }
 
 

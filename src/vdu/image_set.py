@@ -1,4 +1,4 @@
-"""The forget set D_f: images that a model must never produce again, as one tensor ``(N, C, H, W)`` in [-1, 1].
+"""A set of images as one tensor ``(N, C, H, W)`` in [-1, 1]: D_f, what a model must never produce again, or D_r.
 
 Accepts a folder, a list of files, a tensor, or any sequence of PIL images or ``{"image": PIL}`` rows (`datasets`).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["CAPTION_FILES", "SUFFIXES", "ForgetSet", "image_to_tensor", "load_forget_set"]
+__all__ = ["CAPTION_FILES", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
@@ -28,8 +28,8 @@ ASPECT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class ForgetSet:
-    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, and a notice for each kind of conversion that was made.
+class ImageSet:
+    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, a notice for each kind of conversion, where they are from.
 
     ``files``: where each image was read from; empty where they did not come from files.
     """
@@ -37,10 +37,15 @@ class ForgetSet:
     images: Tensor
     sha256: str
     notices: tuple[str, ...] = ()
+    source: str = ""
     files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of the set."""
+        return {"source": self.source, "images": len(self), "sha256": self.sha256, "notices": list(self.notices)}
 
 
 def image_to_tensor(image: Image.Image, shape: tuple[int, int, int], name: str) -> tuple[Tensor, set[str]]:
@@ -94,9 +99,9 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _paths(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
     if not folder.exists():
-        raise VduError(f"no folder {folder}: give --forget a folder of images")
+        raise VduError(f"no folder {folder}: give --{called} a folder of images")
     if not folder.is_dir():
         return [folder], ()
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -131,49 +136,53 @@ def _from_files(
     return tensors, notices, tuple(kept)
 
 
-def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int]) -> tuple[list[Tensor], set[str]]:
+def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int], called: str) -> tuple[list[Tensor], set[str]]:
     tensors: list[Tensor] = []
     notices: set[str] = set()
     for index in range(len(rows)):
         row = rows[index]
         image = next((row[k] for k in ("image", "img") if k in row), None) if isinstance(row, dict) else row
         if not isinstance(image, Image.Image):
-            raise VduError(f"row {index} of the forget set has no PIL image under 'image' or 'img'")
+            raise VduError(f"row {index} of the {called} set has no PIL image under 'image' or 'img'")
         tensor, said = image_to_tensor(image, shape, f"row {index}")
         tensors.append(tensor)
         notices |= said
     return tensors, notices
 
 
-def _from_tensor(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _from_tensor(images: Tensor, shape: tuple[int, int, int], called: str) -> Tensor:
     if tuple(images.shape[1:]) != shape:
-        raise VduError(f"the forget tensor is {tuple(images.shape)}: the model needs (N, {', '.join(map(str, shape))})")
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        raise VduError(f"the {called} tensor is {tuple(images.shape)}: the model needs {wanted}")
     if images.dtype == torch.uint8:
         images = images.float() / 127.5 - 1
     if not torch.isfinite(images).all() or images.abs().max() > 1:
-        raise VduError("the forget tensor has values outside [-1, 1]: scale it as the model's training images were")
+        raise VduError(f"the {called} tensor has values outside [-1, 1]: scale it as the model's training images were")
     return images.float()
 
 
-def load_forget_set(forget: Any, shape: tuple[int, int, int], *, skip_unreadable: bool = False) -> ForgetSet:
-    """Read D_f for a model that makes images of ``shape`` ``(C, H, W)``.
+def load_image_set(
+    source: Any, shape: tuple[int, int, int], *, called: str = "forget", skip_unreadable: bool = False
+) -> ImageSet:
+    """Read a set for a model that makes images of ``shape`` ``(C, H, W)``; ``called`` names it in errors.
 
     Raises `VduError` for a missing or empty folder, an unreadable image (named), or one that does not fit the model.
     """
     notices: set[str] = set()
     files: tuple[Path, ...] = ()
-    if isinstance(forget, Tensor):
-        tensors = list(_from_tensor(forget, shape))
-    elif isinstance(forget, (str, Path)):
-        paths, ignored = _paths(Path(forget))
+    if isinstance(source, Tensor):
+        tensors = list(_from_tensor(source, shape, called))
+    elif isinstance(source, (str, Path)):
+        paths, ignored = _paths(Path(source), called)
         tensors, notices, files = _from_files(paths, shape, skip_unreadable)
         notices |= set(ignored)
-    elif len(forget) and isinstance(forget[0], (str, Path)):
-        tensors, notices, files = _from_files([Path(p) for p in forget], shape, skip_unreadable)
+    elif len(source) and isinstance(source[0], (str, Path)):
+        tensors, notices, files = _from_files([Path(p) for p in source], shape, skip_unreadable)
     else:
-        tensors, notices = _from_rows(forget, shape)
+        tensors, notices = _from_rows(source, shape, called)
     if not tensors:
-        raise VduError("the forget set is empty: give at least one readable image")
+        raise VduError(f"the {called} set is empty: give at least one readable image")
     images = torch.stack(tensors)
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    return ForgetSet(images, digest, tuple(sorted(notices)), files)
+    named = str(source) if isinstance(source, (str, Path)) else type(source).__name__
+    return ImageSet(images, digest, tuple(sorted(notices)), named, files)

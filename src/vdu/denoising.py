@@ -1,0 +1,33 @@
+"""The loss of diffusion training on a set of images: what fine-tuning, a retain loss and replay have in common.
+
+    L = E_{x ~ images, t, ε} ‖y − f_θ(x_t, t)‖²      mean over batch and dimensions
+
+``f`` is what the network itself predicts (ε, v or x_0), ``y`` its regression target. Ho et al., arXiv 2006.11239.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone
+from vdu.noising import Clean, Noised, draw
+
+__all__ = ["Denoising", "prediction_error"]
+
+
+def prediction_error(backbone: Backbone, network: nn.Module, noised: Noised) -> Tensor:
+    """‖y − f_θ(x_t, t)‖² of each image, mean over dimensions, shape ``(B,)``."""
+    target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
+    return (backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
+
+
+class Denoising:
+    """The training loss on ``images``: D_r (retain loss), or the model's own samples (replay)."""
+
+    def __init__(self, backbone: Backbone, images: Clean | Tensor) -> None:
+        self.backbone, self.images = backbone, images
+
+    def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
+        """The loss on a random batch; a scalar."""
+        return prediction_error(self.backbone, network, draw(self.backbone, self.images, batch_size, g)).mean()

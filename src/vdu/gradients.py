@@ -1,0 +1,32 @@
+"""Gradients of several losses of the same parameters, taken apart: lists of tensors in the parameters' order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["gradients", "inner", "trained", "write_gradients"]
+
+
+def trained(network: nn.Module) -> list[Tensor]:
+    """The parameters that require gradients."""
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
+    """∇ of a scalar ``loss``; zeros for parameters that it does not depend on. ``grad`` is left alone."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
+    return [torch.zeros_like(p) if f is None else f for p, f in zip(parameters, found, strict=True)]
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """⟨a, b⟩ over all tensors."""
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+
+
+def write_gradients(parameters: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor], scale: float) -> None:
+    """Leave ``a + scale · b`` in ``grad``."""
+    for parameter, x, y in zip(parameters, a, b, strict=True):
+        parameter.grad = x.add(y, alpha=scale)

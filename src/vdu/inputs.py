@@ -1,0 +1,105 @@
+"""What one run of unlearning is given, read and checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vdu.backbone import Backbone
+from vdu.captions import forget_captions, retain_captions
+from vdu.detector import Detector, load_detector
+from vdu.errors import VduError
+from vdu.image_set import ImageSet, load_image_set
+from vdu.model_zoo import ZooModel
+from vdu.noising import Clean
+from vdu.posterior import Posterior, load_posterior
+from vdu.prompts import Prompts
+from vdu.result import most_seen_class
+from vdu.teacher import Teacher, load_teacher
+
+__all__ = ["Inputs", "read_inputs"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """D_f, D_r, a teacher, p(θ|D), and the guard's detector with the class it counts; None for what there is not.
+
+    ``captions`` of D_f and D_r, and the ``prompts`` that a text-to-image model's samples are asked with.
+    """
+
+    forget: ImageSet
+    retain: ImageSet | None
+    teacher: Teacher | None
+    posterior: Posterior | None
+    judge: tuple[Detector, int] | None
+    captions: tuple[tuple[str, ...], tuple[str, ...]]
+    prompts: Prompts | None
+
+    def undesired(self, backbone: Backbone) -> Clean:
+        """D_f as ``backbone`` noises it."""
+        return Clean(backbone.encode(self.forget.images), backbone.condition(self.captions[0]))
+
+    def kept(self, backbone: Backbone) -> Clean | None:
+        """D_r likewise."""
+        if self.retain is None:
+            return None
+        return Clean(backbone.encode(self.retain.images), backbone.condition(self.captions[1]))
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of what changes the steps of a run, and what was asked in words."""
+        given = {"forget": self.forget, "retain": self.retain, "teacher": self.teacher}
+        hashes: dict[str, Any] = {name: item.sha256 for name, item in given.items() if item is not None}
+        return hashes | ({"prompts": asdict(self.prompts), "captions": self.captions} if self.prompts else {})
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it; the posterior is the method's to mention."""
+        detector, target = self.judge or (None, 0)
+        return {
+            "forget": self.forget.record(),
+            "retain": self.retain.record() if self.retain else None,
+            "teacher": self.teacher.record() if self.teacher else None,
+            "prompts": asdict(self.prompts) if self.prompts else None,
+            "target": detector.class_names[target] if detector else None,
+            "guard_judge": detector.name if detector else "label-free",
+        }
+
+
+def read_inputs(
+    backbone: Backbone,
+    zoo: ZooModel | None,
+    *,
+    forget: Any,
+    retain: Any,
+    teacher: Any,
+    posterior: str | Path | Posterior | None,
+    detector: str | Path | Detector | None,
+    target: str | None,
+    skip_unreadable: bool,
+) -> Inputs:
+    """Read all that was given for ``backbone``. Raises `VduError` for the first thing that does not fit."""
+    undesired = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+    kept = None
+    if retain is not None:
+        kept = load_image_set(retain, backbone.shape, called="retain", skip_unreadable=skip_unreadable)
+        _refuse_overlap(undesired, kept)
+    taught = load_teacher(teacher, backbone) if teacher is not None else None
+    prior = _prior(posterior, zoo, backbone)
+    judge = load_detector(detector) if detector is not None else None
+    counted = (judge, judge.class_index(target or most_seen_class(judge, undesired))) if judge else None
+    captions = forget_captions(backbone, forget, undesired), retain_captions(backbone, retain, kept)
+    return Inputs(undesired, kept, taught, prior, counted, captions, backbone.prompts)
+
+
+def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:
+    undesired = {image.numpy().tobytes() for image in forget.images}
+    both = sum(image.numpy().tobytes() in undesired for image in retain.images)
+    if both:
+        raise VduError(f"{both} of the images to keep are images to forget too: take them out of the --retain set")
+
+
+def _prior(posterior: Any, zoo: ZooModel | None, backbone: Backbone) -> Posterior | None:
+    """The posterior that was given, or the shipped one where the model is a shipped one."""
+    if posterior is None:
+        return load_posterior(zoo.posterior, backbone) if zoo else None
+    return posterior if isinstance(posterior, Posterior) else load_posterior(Path(posterior), backbone)

@@ -1,0 +1,45 @@
+"""`erasediff`: keep D_r under the constraint that the forget images are denoised wrongly, as a bilevel problem.
+
+    min_θ L_r(θ)  s.t.  L_f(θ) ≤ min L_f,   L_f = E_{x ~ D_f} ‖ε_θ(x_t, t) − ε'‖², ε' ~ U[0, 1),   L_r = retain loss
+    ∇ = g_r + λ g_f,   λ = max(0, η − ⟨g_r, g_f⟩ / ‖g_f‖²) while K inner steps can still lower L_f
+
+Wu et al., arXiv 2401.05779 (see `vdu.bilevel`). Nothing had to be changed for an unconditional model: the wrong
+noise needs no label. The inner steps are plain gradient steps that start afresh each time: no state to reset.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vdu.bilevel import Bilevel
+from vdu.denoising import Denoising
+from vdu.objective import Count, Method, MethodSettings, Positive
+from vdu.preparation import Preparation
+from vdu.surrogate import AnotherNoise
+
+__all__ = ["METHOD"]
+
+
+class Settings(MethodSettings):
+    """K = 2 and η = 0.1 as published."""
+
+    needs = ("forget", "retain")
+    steps: Count = 100
+    learning_rate: Positive = 5e-5
+    inner_steps: Count = 2
+    inner_learning_rate: Positive = 1e-3
+    eta: Positive = 0.1
+
+
+def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Bilevel:
+    """L_f = wrong noise, L_r = the retain loss."""
+    return Bilevel(
+        erasing=AnotherNoise(preparation.backbone, preparation.forget),
+        keeping=Denoising(preparation.backbone, preparation.retain),
+        inner_steps=settings.inner_steps,
+        inner_rate=settings.inner_learning_rate,
+        eta=settings.eta,
+    )
+
+
+METHOD = Method("erasediff", Settings, build)

@@ -1,0 +1,48 @@
+"""A teacher: a second diffusion model of the same shape, whose score is that of the undesired content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.errors import VduError
+from vdu.model_zoo import find_zoo_model
+
+__all__ = ["Teacher", "load_teacher"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen ``network``, its hash and how it was named."""
+
+    network: nn.Module
+    sha256: str
+    source: str
+
+    def record(self) -> dict[str, str]:
+        """What a result file says of it."""
+        return {"source": self.source, "sha256": self.sha256}
+
+
+def load_teacher(model: Any, backbone: Backbone) -> Teacher:
+    """From a pipeline, folder, zoo name or hub id.
+
+    Raises `VduError` where its predictions cannot be set beside the model's: other images, prediction type or schedule.
+    """
+    zoo = find_zoo_model(model) if isinstance(model, str) else None
+    other = load_backbone(zoo.pipeline if zoo else model)
+    if other.shape != backbone.shape:
+        raise VduError(f"the teacher makes images of {other.shape}, the model of {backbone.shape}: give a like teacher")
+    if other.prediction_type != backbone.prediction_type:
+        kinds = f"{other.prediction_type}, the model {backbone.prediction_type}"
+        raise VduError(f"the teacher predicts {kinds}: give a teacher with the model's prediction type")
+    same_length = other.timesteps == backbone.timesteps
+    if not (same_length and torch.allclose(other.alpha_bar, backbone.alpha_bar, atol=1e-5)):
+        raise VduError("the teacher has another noise schedule than the model: give one trained with the same")
+    named = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    return Teacher(other.network, weights_sha256(other.network), named)
