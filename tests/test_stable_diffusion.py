@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     PNDMScheduler,
@@ -22,8 +23,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.captions import forget_captions
+from vdu.checkpoint import read_tensors, write_tensors
 from vdu.cli import main
 from vdu.delta import DELTA_FILE, apply_delta, revert_delta
+from vdu.evaluation import Sampler
 from vdu.guard import Guard
 from vdu.image_set import load_image_set
 from vdu.methods import METHODS
@@ -258,6 +261,40 @@ def test_a_delta_leads_both_ways_bit_by_bit(dtype, pipeline, folder, tmp_path):
         apply_delta(load_backbone(result.pipeline), tmp_path / "delta")
     with pytest.raises(VduError, match="this is another model"):
         apply_delta(load_backbone(make_pipeline(tmp_path, seed=1)), tmp_path / "delta")
+
+
+def test_a_damaged_delta_is_refused(pipeline, folder, tmp_path):
+    _unlearn(pipeline, folder).save(tmp_path / "delta", form="delta")
+    differences, metadata = read_tensors(tmp_path / "delta" / DELTA_FILE)
+    name = next(iter(differences))
+    for damage in (
+        {name: differences[name] + 1},
+        {"absent": differences[name].clone()},
+        {name: differences[name].half()},
+    ):
+        write_tensors(tmp_path / "damaged.safetensors", differences | damage, metadata)
+        with pytest.raises(VduError, match="damaged"):
+            apply_delta(load_backbone(pipeline), tmp_path / "damaged.safetensors")
+    write_tensors(tmp_path / "other.safetensors", differences)
+    with pytest.raises(VduError, match="not a delta"):
+        apply_delta(load_backbone(pipeline), tmp_path / "other.safetensors")
+
+
+def test_a_detector_sees_pictures_not_latents(pipeline, folder):
+    result = _unlearn(pipeline, folder, detector="test_cli:brightness", target="bright")
+    evaluation = result.evaluate("test_cli:brightness", "bright", sampler=Sampler(steps=2, count=4, precision="fp32"))
+    assert evaluation.before.shape == evaluation.after.shape == (4, 3, 16, 16)
+    assert evaluation.record["prompts"]["guidance_scale"] == 7.5
+
+
+def test_a_schedule_that_ends_in_pure_noise_gives_finite_targets(tmp_path):
+    pipeline = make_pipeline(tmp_path, "v_prediction")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=True)
+    backbone = load_backbone(pipeline)
+    x_0, eps, t = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([49])
+    v = backbone.from_eps(eps, backbone.add_noise(x_0, eps, t), t)
+    torch.testing.assert_close(v, -x_0, atol=5e-3, rtol=5e-3)
+    assert torch.isfinite(sample(backbone, backbone.network, 2, 0, steps=3)).all()
 
 
 def test_captions_of_csv_jsonl_one_prompt_and_rows(pipeline, folder):

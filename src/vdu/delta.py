@@ -8,6 +8,7 @@ both ways, exactly; the weights' hashes before and after say to which model it b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,8 @@ def write_delta(path: Path, original: nn.Module, unlearned: nn.Module) -> None:
     write_tensors(path, differences, hashes | {"dtype": str(dtype).removeprefix("torch.")})
 
 
-def _flip(network: nn.Module, differences: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Flip ``differences`` in place in float32 weights that the delta holds as ``dtype``."""
-    weights = network.state_dict()
+def _flip(weights: Mapping[str, Tensor], differences: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Flip ``differences`` in place in float32 ``weights`` that the delta holds as ``dtype``."""
     for name, difference in differences.items():
         flipped = _bits(weights[name].to(dtype)) ^ difference
         weights[name].copy_(flipped.view(dtype).float())
@@ -60,9 +60,15 @@ def _moved(model: Backbone, delta: Path, start: str, end: str) -> Any:
     if found != metadata[start]:
         hint = "it is so already" if found == metadata[end] else "this is another model"
         raise VduError(f"{file} is for weights {metadata[start][:12]}…, the model has {found[:12]}…: {hint}")
-    network = model.trainable_copy()
-    _flip(network, differences, DTYPES[metadata["dtype"]])
-    if weights_sha256(network) != metadata[end]:
+    network, dtype = model.trainable_copy(), DTYPES[metadata["dtype"]]
+    weights = network.state_dict()
+    fits = all(
+        name in weights and weights[name].shape == d.shape and d.dtype == BITS[dtype.itemsize]
+        for name, d in differences.items()
+    )
+    if fits:
+        _flip(weights, differences, dtype)
+    if not fits or weights_sha256(network) != metadata[end]:
         raise VduError(f"{file} does not lead to the weights that it names: the file is damaged")
     return model.with_network(network)
 
