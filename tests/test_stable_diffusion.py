@@ -251,7 +251,11 @@ def test_a_damaged_delta_is_refused(pipeline, folder, tmp_path):
     _unlearn(pipeline, folder).save(tmp_path / "delta", form="delta")
     differences, metadata = read_tensors(tmp_path / "delta" / DELTA_FILE)
     name = next(iter(differences))
-    for damage in ({name: differences[name] + 1}, {"absent": differences[name].clone()}, {name: differences[name].half()}):
+    for damage in (
+        {name: differences[name] + 1},
+        {"absent": differences[name].clone()},
+        {name: differences[name].half()},
+    ):
         write_tensors(tmp_path / "damaged.safetensors", differences | damage, metadata)
         with pytest.raises(VduError, match="damaged"):
             apply_delta(load_backbone(pipeline), tmp_path / "damaged.safetensors")
