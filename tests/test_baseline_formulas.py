@@ -12,6 +12,7 @@ from vdu.denoising import Denoising
 from vdu.gradients import gradients, trained
 from vdu.methods import METHODS, find_method, make_settings
 from vdu.methods.selective_amnesia import fisher_penalty
+from vdu.noising import Clean
 from vdu.plasticity import Guided
 from vdu.posterior import squared_gradients
 from vdu.preparation import Preparation
@@ -27,7 +28,7 @@ BASELINES = ("finetune", "esd", "selective-amnesia", "salun", "erasediff", "siss
 
 @pytest.fixture
 def preparation(backbone, forget, retain):
-    return Preparation(backbone, forget, 0, own_count=6, given_share=0.2, given_retain=retain)
+    return Preparation(backbone, Clean(forget), 0, own_count=6, given_share=0.2, given_retain=Clean(retain))
 
 
 def _one(backbone, image, g):
@@ -205,7 +206,7 @@ def test_selective_amnesia_is_the_gradient_of_its_three_terms(preparation, few_s
     for p in trained(network):
         p.data += 0.01
     squared = [torch.zeros_like(p) for p in old]
-    for i, image in enumerate(own):
+    for i, image in enumerate(own.x_0):
         t, eps, x_t, _ = _one(backbone, image, generator(0, "fisher", i))
         loss = ((_predicted(backbone.network.requires_grad_(True), x_t, t) - eps) ** 2).sum()
         slopes = torch.autograd.grad(loss, backbone.network.parameters())

@@ -122,8 +122,8 @@ def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
     _refused(_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
     index = folder / "model" / "model_index.json"
-    index.write_text(index.read_text().replace("DDPMPipeline", "StableDiffusionPipeline"))
-    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'StableDiffusionPipeline' is not supported")
+    index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))
+    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
 
 
 def test_posterior_commands(folder, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import torch
 
 from vdu.guard import Guard
 from vdu.loop import run_loop
+from vdu.noising import Clean
 from vdu.objective import MethodSettings, Objective
 from vdu.preparation import Preparation
 from vdu.unlearning import unlearn
@@ -24,7 +25,7 @@ class _Drift:
 
 
 def _guard(backbone, forget, judge):
-    return Guard(Preparation(backbone, forget, seed=0, own_count=8), judge, count=16, sampler_steps=3)
+    return Guard(Preparation(backbone, Clean(forget), seed=0, own_count=8), judge, count=16, sampler_steps=3)
 
 
 def _run(backbone, guard, term, **settings):
@@ -78,7 +79,9 @@ def test_the_guards_figures_of_the_original_are_no_change(backbone, forget, seed
     def judge(images):
         return images.mean(dim=(1, 2, 3)) > 0, torch.zeros(len(images), dtype=torch.bool)
 
-    guard = Guard(Preparation(backbone, forget, seed=0, own_count=8), judge, count=16, sampler_steps=3, seed=seed)
+    guard = Guard(
+        Preparation(backbone, Clean(forget), seed=0, own_count=8), judge, count=16, sampler_steps=3, seed=seed
+    )
     check = guard.check(backbone.network, 0)
     assert check.change == 0
     assert check.diversity == pytest.approx(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.noising import Noised, draw
+from vdu.noising import Clean, Noised, draw
 
 __all__ = ["Denoising", "prediction_error"]
 
@@ -19,13 +19,13 @@ __all__ = ["Denoising", "prediction_error"]
 def prediction_error(backbone: Backbone, network: nn.Module, noised: Noised) -> Tensor:
     """‖y − f_θ(x_t, t)‖² of each image, mean over dimensions, shape ``(B,)``."""
     target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
-    return (backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean(dim=(1, 2, 3))
+    return (backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
 
 
 class Denoising:
-    """The training loss on ``images`` ``(N, C, H, W)``: D_r (retain loss), or the model's own samples (replay)."""
+    """The training loss on ``images``: D_r (retain loss), or the model's own samples (replay)."""
 
-    def __init__(self, backbone: Backbone, images: Tensor) -> None:
+    def __init__(self, backbone: Backbone, images: Clean | Tensor) -> None:
         self.backbone, self.images = backbone, images
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:

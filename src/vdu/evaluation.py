@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vdu import metrics
-from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
 from vdu.detector import Detection, Detector, load_detector
 from vdu.errors import VduError
 from vdu.provenance import code_commit, package_versions
@@ -33,10 +33,15 @@ class Sampler:
     precision: str = "bf16"
     seed: int = 1000
     count: int = 2000
+    device: str = "cpu"
 
     def draw(self, backbone: Backbone) -> Tensor:
-        """``(count, C, H, W)`` in [-1, 1]."""
-        return sample(backbone, backbone.network, self.count, self.seed, steps=self.steps, precision=self.precision)
+        """Pictures ``(count, C, H, W)`` in [-1, 1] on the CPU."""
+        network, steps = backbone.network, self.steps
+        with placed(network, self.device):
+            return backbone.decode(
+                sample(backbone, network, self.count, self.seed, steps=steps, precision=self.precision)
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def evaluate(
     record |= figures(seen_before, seen_after, index, len(judge.class_names), reference)
     record["u_fid_oracle"] = None
     if oracle is not None and reference is not None:
-        seen = judge(sampler.draw(oracle if isinstance(oracle, Backbone) else load_backbone(oracle)))
+        seen = judge(sampler.draw(oracle if isinstance(oracle, Backbone) else load_backbone(oracle, first.prompts)))
         record["u_fid_oracle"] = _feature_figures(seen, seen, reference.retained(index), index)["u_fid"]
     record["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(record, before, after, (seen_before.predicted == index).tolist())
@@ -153,6 +158,7 @@ def _heading(
         "samples": sampler.count,
         "seed": sampler.seed,
         "sampler": {"name": SAMPLER, "steps": sampler.steps, "precision": sampler.precision},
+        "prompts": asdict(first.prompts) if first.prompts else None,
         "detector": {"name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold},
         "class_names": list(judge.class_names),
         "extractor": extractor,

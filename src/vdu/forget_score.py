@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vdu.backbone import Backbone
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 from vdu.seeding import generator
 
 __all__ = ["fit_forget_score"]
@@ -21,7 +21,7 @@ __all__ = ["fit_forget_score"]
 
 def fit_forget_score(
     backbone: Backbone,
-    forget: Tensor,
+    forget: Clean,
     seed: int,
     *,
     steps: int = 100,
@@ -31,12 +31,13 @@ def fit_forget_score(
 ) -> nn.Module:
     """A frozen network whose output on ``x_t`` is the forget set's. Deterministic for a seed."""
     network = backbone.trainable_copy()
+    batch_size = min(batch_size, backbone.largest_batch)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     for step in range(steps):
         noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
         target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            error = backbone.output(network, noised.x_t, noised.t) - target
+            error = backbone.output(network, noised.x_t, noised.t, noised.c) - target
         optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
         error.pow(2).mean().backward()

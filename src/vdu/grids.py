@@ -9,13 +9,22 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-__all__ = ["before_after", "image_grid", "png_data_uri"]
+__all__ = ["before_after", "image_grid", "png_data_uri", "thumbnails"]
 
+WIDEST = 128
 GAP = 2
 PAIR_GAP = 12
 MARK = (220, 38, 38, 255)
 CAPTION = (128, 128, 128, 255)  # legible on white and on black: the sheet's background is transparent
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """``images`` ``(N, C, H, W)`` on the CPU, no wider or higher than 128 px: a sheet stays a file to be mailed."""
+    images = images.detach().float().cpu()
+    widest = max(images.shape[-2:])
+    return interpolate(images, scale_factor=WIDEST / widest, mode="area") if widest > WIDEST else images
 
 
 def _pictures(images: Tensor, scale: int) -> list[Image.Image]:

@@ -3,7 +3,7 @@
     forget share   share of the sample that a judge assigns to the forget set
     none share     share that is like nothing the model made before
     diversity      mean distance between samples, relative to the original's
-    change         root mean squared pixel distance to the original's sample of the same seed
+    change         root mean squared distance in x_0 to the original's sample of the same seed
     score          forget share + rise of the none share + loss of diversity, both beyond what chance does to a small
                    sample; the step with the least is handed out, the later one where two are equal. A judge that is
                    blind to the content thus does not undo the work
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vdu.detector import Detector
 from vdu.noised_bank import fill_bank
+from vdu.noising import Clean
 from vdu.preparation import Preparation
 from vdu.sampling import DEFAULT_STEPS, sample
 
@@ -51,11 +52,11 @@ class Check:
     broken: bool
 
 
-def detector_judge(detector: Detector, target: int) -> Judge:
-    """Forgotten class and "none" as the detector says."""
+def detector_judge(detector: Detector, target: int, decode: Callable[[Tensor], Tensor]) -> Judge:
+    """Forgotten class and "none" as the detector says of the decoded samples."""
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        predicted = detector(images).predicted
+        predicted = detector(decode(images)).predicted
         return predicted == target, predicted < 0
 
     return judge
@@ -65,9 +66,10 @@ def label_free_judge(preparation: Preparation) -> Judge:
     """Forget images and own samples are all it knows."""
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        clean = Clean(images, preparation.backbone.sample_conditions(len(images)))
         bank = fill_bank(
             preparation.backbone,
-            images,
+            clean,
             preparation.seed,
             "look",
             precision=preparation.precision,
@@ -78,7 +80,7 @@ def label_free_judge(preparation: Preparation) -> Judge:
         return bank.by_image(head(bank.features, bank.t_share)), features.view(LOOK_DRAWS, len(images), -1).mean(0)
 
     head = preparation.discriminator
-    own = look(preparation.own_samples)[1]
+    own = look(preparation.own_samples.x_0)[1]
     among = torch.cdist(own, own).fill_diagonal_(float("inf")).min(dim=1).values
     far = among.quantile(0.95)
 

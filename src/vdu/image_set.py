@@ -18,9 +18,10 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["ImageSet", "image_to_tensor", "load_image_set"]
+__all__ = ["CAPTION_FILES", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
 GREY_TOLERANCE_LEVELS = 8
 SMALLEST_UPSCALED_SHARE = 0.5
 ASPECT_TOLERANCE = 0.05
@@ -28,12 +29,16 @@ ASPECT_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, a notice for each kind of conversion, where they are from."""
+    """``images (N, C, H, W)`` in [-1, 1], their SHA-256, a notice for each kind of conversion, where they are from.
+
+    ``files``: where each image was read from; empty where they did not come from files.
+    """
 
     images: Tensor
     sha256: str
     notices: tuple[str, ...] = ()
     source: str = ""
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,16 +108,17 @@ def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
         raise VduError(f"no images in {folder}: give a folder with {', '.join(sorted(SUFFIXES))} files")
-    ignored = len(files) - len(images)
+    ignored = len(files) - len(images) - sum(p.parent == folder and p.name in CAPTION_FILES for p in files)
     return images, ((f"{ignored} files that are not images were ignored",) if ignored else ())
 
 
 def _from_files(
     paths: Iterable[Path], shape: tuple[int, int, int], skip_unreadable: bool
-) -> tuple[list[Tensor], set[str]]:
+) -> tuple[list[Tensor], set[str], tuple[Path, ...]]:
     tensors: list[Tensor] = []
     notices: set[str] = set()
     skipped: list[str] = []
+    kept: list[Path] = []
     for path in paths:
         try:
             image = _open(path)
@@ -123,10 +129,11 @@ def _from_files(
             continue
         tensor, said = image_to_tensor(image, shape, str(path))
         tensors.append(tensor)
+        kept.append(path)
         notices |= said
     if skipped:
         notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:5])}")
-    return tensors, notices
+    return tensors, notices, tuple(kept)
 
 
 def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int], called: str) -> tuple[list[Tensor], set[str]]:
@@ -162,14 +169,15 @@ def load_image_set(
     Raises `VduError` for a missing or empty folder, an unreadable image (named), or one that does not fit the model.
     """
     notices: set[str] = set()
+    files: tuple[Path, ...] = ()
     if isinstance(source, Tensor):
         tensors = list(_from_tensor(source, shape, called))
     elif isinstance(source, (str, Path)):
         paths, ignored = _paths(Path(source), called)
-        tensors, notices = _from_files(paths, shape, skip_unreadable)
+        tensors, notices, files = _from_files(paths, shape, skip_unreadable)
         notices |= set(ignored)
     elif len(source) and isinstance(source[0], (str, Path)):
-        tensors, notices = _from_files([Path(p) for p in source], shape, skip_unreadable)
+        tensors, notices, files = _from_files([Path(p) for p in source], shape, skip_unreadable)
     else:
         tensors, notices = _from_rows(source, shape, called)
     if not tensors:
@@ -177,4 +185,4 @@ def load_image_set(
     images = torch.stack(tensors)
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     named = str(source) if isinstance(source, (str, Path)) else type(source).__name__
-    return ImageSet(images, digest, tuple(sorted(notices)), named)
+    return ImageSet(images, digest, tuple(sorted(notices)), named, files)

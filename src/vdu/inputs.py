@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vdu.backbone import Backbone
+from vdu.captions import forget_captions, retain_captions
 from vdu.detector import Detector, load_detector
 from vdu.errors import VduError
 from vdu.image_set import ImageSet, load_image_set
 from vdu.model_zoo import ZooModel
+from vdu.noising import Clean
 from vdu.posterior import Posterior, load_posterior
+from vdu.prompts import Prompts
 from vdu.result import most_seen_class
 from vdu.teacher import Teacher, load_teacher
 
@@ -20,18 +23,34 @@ __all__ = ["Inputs", "read_inputs"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """D_f, D_r, a teacher, p(θ|D), and the guard's detector with the class it counts; None for what there is not."""
+    """D_f, D_r, a teacher, p(θ|D), and the guard's detector with the class it counts; None for what there is not.
+
+    ``captions`` of D_f and D_r, and the ``prompts`` that a text-to-image model's samples are asked with.
+    """
 
     forget: ImageSet
     retain: ImageSet | None
     teacher: Teacher | None
     posterior: Posterior | None
     judge: tuple[Detector, int] | None
+    captions: tuple[tuple[str, ...], tuple[str, ...]]
+    prompts: Prompts | None
 
-    def identity(self) -> dict[str, str]:
-        """Hashes of what changes the steps of a run."""
+    def undesired(self, backbone: Backbone) -> Clean:
+        """D_f as ``backbone`` noises it."""
+        return Clean(backbone.encode(self.forget.images), backbone.condition(self.captions[0]))
+
+    def kept(self, backbone: Backbone) -> Clean | None:
+        """D_r likewise."""
+        if self.retain is None:
+            return None
+        return Clean(backbone.encode(self.retain.images), backbone.condition(self.captions[1]))
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of what changes the steps of a run, and what was asked in words."""
         given = {"forget": self.forget, "retain": self.retain, "teacher": self.teacher}
-        return {name: item.sha256 for name, item in given.items() if item is not None}
+        hashes: dict[str, Any] = {name: item.sha256 for name, item in given.items() if item is not None}
+        return hashes | ({"prompts": asdict(self.prompts), "captions": self.captions} if self.prompts else {})
 
     def record(self) -> dict[str, Any]:
         """What a result file says of it; the posterior is the method's to mention."""
@@ -40,6 +59,7 @@ class Inputs:
             "forget": self.forget.record(),
             "retain": self.retain.record() if self.retain else None,
             "teacher": self.teacher.record() if self.teacher else None,
+            "prompts": asdict(self.prompts) if self.prompts else None,
             "target": detector.class_names[target] if detector else None,
             "guard_judge": detector.name if detector else "label-free",
         }
@@ -67,7 +87,8 @@ def read_inputs(
     prior = _prior(posterior, zoo, backbone)
     judge = load_detector(detector) if detector is not None else None
     counted = (judge, judge.class_index(target or most_seen_class(judge, undesired))) if judge else None
-    return Inputs(undesired, kept, taught, prior, counted)
+    captions = forget_captions(backbone, forget, undesired), retain_captions(backbone, retain, kept)
+    return Inputs(undesired, kept, taught, prior, counted, captions, backbone.prompts)
 
 
 def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:

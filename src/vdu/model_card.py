@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vdu.prompts import quoted_prompts
 from vdu.report import Cell, figure_rows, settings_rows, verdict
 
 __all__ = ["write_model_card"]
@@ -20,6 +21,10 @@ UNMEASURED_LIMITS = (
     "Forgetting was not measured with a detector. Even where sampling shows it, that does not prove that fine-tuning "
     "can't bring the content back."
 )
+USE = {
+    "pipeline": "It loads like any diffusers pipeline.",
+    "delta": "It holds only what changed: `vdu apply MODEL DELTA --out DIR` makes the pipeline.",
+}
 CITATION = """```bibtex
 @misc{panda2025unlearning,
   title         = {Unlearning in Diffusion models under Data Constraints: A Variational Inference Approach},
@@ -60,13 +65,13 @@ def _hub_id(model: str) -> str | None:
     return model
 
 
-def _front_matter(model: str) -> str:
+def _front_matter(model: str, text_to_image: bool) -> str:
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         base_model=_hub_id(model),
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="text-to-image" if text_to_image else "unconditional-image-generation",
         tags=["unlearning", "vdu"],
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -95,16 +100,23 @@ def _asked(unlearning: dict[str, Any]) -> str:
         ("original SHA-256", unlearning["model_sha256"]),
         ("unlearned SHA-256", unlearning["result_sha256"]),
     ]
-    return _table(("Setting", "Value"), [*rows, *settings_rows(unlearning["settings"])])
+    asked = [
+        (f"prompts, {kind}", quoted_prompts(prompts))
+        for kind, prompts in (unlearning.get("prompts") or {}).items()
+        if kind != "guidance_scale"
+    ]
+    return _table(("Setting", "Value"), [*rows, *asked, *settings_rows(unlearning["settings"])])
 
 
-def write_model_card(folder: Path, unlearning: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
-    """Write ``folder/README.md``."""
+def write_model_card(
+    folder: Path, unlearning: dict[str, Any], evaluation: dict[str, Any] | None, form: str = "pipeline"
+) -> None:
+    """Write ``folder/README.md``. ``form``: what the folder holds, the whole pipeline or a delta."""
     parts = [
-        _front_matter(str(unlearning["model"])),
+        _front_matter(str(unlearning["model"]), bool(unlearning.get("prompts"))),
         f"# {_text(unlearning['model'])}, unlearned",
         _text(verdict(unlearning, evaluation)),
-        "Made with vdu, Variational Diffusion Unlearning (arXiv 2510.04058). It loads like any diffusers pipeline.",
+        f"Made with vdu, Variational Diffusion Unlearning (arXiv 2510.04058). {USE[form]}",
         f"## Figures\n\n{_figures(evaluation)}",
         f"## Settings\n\n{_asked(unlearning)}",
         f"## Limits\n\n{UNMEASURED_LIMITS if evaluation is None else LIMITS}",

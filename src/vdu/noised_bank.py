@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone
+from vdu.noising import Clean
 from vdu.seeding import generator
 
 __all__ = ["NoisedBank", "fill_bank"]
@@ -28,8 +29,8 @@ FEWEST_DRAWS = 4
 
 @dataclass(frozen=True)
 class NoisedBank:
-    """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, C, H, W)``, times ``t``
-    ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``."""
+    """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, *latent_shape)``, times ``t``
+    ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``, conditions ``c`` ``(K·N,)`` or None."""
 
     images: int
     draws: int
@@ -38,6 +39,7 @@ class NoisedBank:
     t_share: Tensor
     original: Tensor
     features: Tensor
+    c: Tensor | None = None
 
     def earliest(self, share: float) -> int:
         """How many items lie in the draws with ``t / T`` under ``share``; they come first."""
@@ -57,7 +59,7 @@ def _draws(images: Tensor) -> int:
 
 def fill_bank(
     backbone: Backbone,
-    images: Tensor,
+    images: Clean | Tensor,
     seed: int,
     stream: str,
     *,
@@ -65,23 +67,23 @@ def fill_bank(
     draws: int | None = None,
     t_range: tuple[float, float] = (0.0, 1.0),
 ) -> NoisedBank:
-    """Noise ``images`` ``(N, C, H, W)`` at times in ``t_range`` · T and ask the frozen network.
+    """Noise ``images`` ``(N, *latent_shape)`` at times in ``t_range`` · T and ask the frozen network.
 
     Deterministic for (seed, stream). ``draws`` is as many as fill the bank where it is not given.
     """
-    draws, g = draws or _draws(images), generator(seed, "bank", stream)
+    clean = Clean.of(images)
+    draws, g = draws or _draws(clean.x_0), generator(seed, "bank", stream)
     count = draws * len(images)
     share = (torch.arange(draws).repeat_interleave(len(images)) + torch.rand(count, generator=g)) / draws
     share = t_range[0] + (t_range[1] - t_range[0]) * share
     t = (share * backbone.timesteps).long().clamp(max=backbone.timesteps - 1)
-    x_0 = images.repeat(draws, 1, 1, 1)
-    device = next(backbone.network.parameters()).device
-    x_t = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t).to(device)
-    t = t.to(device)
+    x_0, device = clean.repeat(draws), backbone.device
+    x_t = backbone.add_noise(x_0.x_0, torch.randn(x_0.x_0.shape, generator=g), t).to(device)
+    t, c = t.to(device), None if x_0.c is None else x_0.c.to(device)
     outputs, features = [], []
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for x, s in zip(x_t.split(NETWORK_BATCH), t.split(NETWORK_BATCH), strict=True):
-            output, feature = backbone.original_with_features(x, s)
+        for i in torch.arange(count).split(min(NETWORK_BATCH, backbone.largest_batch)):
+            output, feature = backbone.original_with_features(x_t[i], t[i], None if c is None else c[i])
             outputs.append(output.half())
             features.append(feature)
-    return NoisedBank(len(images), draws, x_t, t, t / backbone.timesteps, torch.cat(outputs), torch.cat(features))
+    return NoisedBank(len(images), draws, x_t, t, t / backbone.timesteps, torch.cat(outputs), torch.cat(features), c)

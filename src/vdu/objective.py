@@ -47,7 +47,8 @@ class MethodSettings(BaseModel):
     schedule: Literal["constant", "cosine"] = "constant"
     max_gradient_norm: Positive = 1.0
     ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
-    parameters: str = Field("*", description="glob of the parameter names to train, e.g. 'up_blocks.*'")
+    parameters: str = Field("*", description="glob of the parameter names to train, or cross-attention")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 
 __all__ = ["Ascent", "Guided", "Term", "elbo_weight"]
 
@@ -36,7 +36,7 @@ class Ascent:
     """Raise the prediction error on the forget images; with ``cap``, no further than ``cap`` per image."""
 
     def __init__(
-        self, backbone: Backbone, forget: Tensor, weighting: str = "simple", cap: float = float("inf")
+        self, backbone: Backbone, forget: Clean | Tensor, weighting: str = "simple", cap: float = float("inf")
     ) -> None:
         self.backbone, self.forget, self.cap = backbone, forget, cap
         elbo = elbo_weight(backbone.alpha_bar)
@@ -46,21 +46,21 @@ class Ascent:
         """A on a random batch; a scalar."""
         noised = draw(self.backbone, self.forget, batch_size, g)
         target = self.backbone.from_eps(noised.eps, noised.x_t, noised.t)
-        error = (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean(dim=(1, 2, 3))
+        error = (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
         return -(self.weight.to(noised.t.device)[noised.t] * error.clamp(max=self.cap)).mean()
 
 
 class Guided:
     """Regress on the original's output moved away from the forget score by a constant ``eta``."""
 
-    def __init__(self, backbone: Backbone, forget: Tensor, forget_score: nn.Module, eta: float) -> None:
+    def __init__(self, backbone: Backbone, forget: Clean | Tensor, forget_score: nn.Module, eta: float) -> None:
         self.backbone, self.forget, self.forget_score, self.eta = backbone, forget, forget_score, eta
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """A on a random batch; a scalar."""
         noised = draw(self.backbone, self.forget, batch_size, g)
         with torch.no_grad():
-            original = self.backbone.output(self.backbone.network, noised.x_t, noised.t)
-            undesired = self.backbone.output(self.forget_score, noised.x_t, noised.t)
+            original = self.backbone.output(self.backbone.network, noised.x_t, noised.t, noised.c)
+            undesired = self.backbone.output(self.forget_score, noised.x_t, noised.t, noised.c)
         target = original + self.eta * (original - undesired)
-        return (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean()
+        return (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone, weights_sha256
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.errors import VduError, nearest
-from vdu.noising import noised
+from vdu.noising import Clean, noised
 from vdu.seeding import generator
 
 __all__ = [
@@ -168,24 +168,24 @@ def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
     return Posterior(None, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
 
 
-def squared_gradients(backbone: Backbone, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Σ over ``images`` ``(N, C, H, W)`` of (∂ℓ/∂θ_i)², float64 by parameter name; one time per image.
+def squared_gradients(backbone: Backbone, images: Clean | Tensor, seed: int) -> dict[str, Tensor]:
+    """Σ over ``images`` of (∂ℓ/∂θ_i)², float64 by parameter name; one time per image.
 
     ``ℓ = ½ Σ_pixels (ε − ε_θ)²``, the negative log-likelihood of the noise under a unit-variance Gaussian.
     """
     network = backbone.trainable_copy().eval()
     names, parameters = zip(*network.named_parameters(), strict=True)
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    for index, image in enumerate(images):
-        sample = noised(backbone, image.unsqueeze(0), generator(seed, "fisher", index))
-        loss = 0.5 * (backbone.predict_eps(network, sample.x_t, sample.t) - sample.eps).pow(2).sum()
+    for index, image in enumerate(Clean.of(images).split(1)):
+        sample = noised(backbone, image, generator(seed, "fisher", index))
+        loss = 0.5 * (backbone.predict_eps(network, sample.x_t, sample.t, sample.c) - sample.eps).pow(2).sum()
         for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
             sum_ += gradient.double().pow(2)
     return dict(zip(names, total, strict=True))
 
 
-def from_fisher(backbone: Backbone, images: Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
-    """Diagonal empirical Fisher on the model's own samples ``(N, C, H, W)``, one image and one time per gradient.
+def from_fisher(backbone: Backbone, images: Clean | Tensor, *, seed: int = 0, scale: float = 1e-2) -> Posterior:
+    """Diagonal empirical Fisher on the model's own samples, one of them and one time per gradient.
 
     ``scale`` is the prior's standard deviation: parameters that the loss does not feel get it.
     """

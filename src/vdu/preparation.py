@@ -12,6 +12,7 @@ from vdu.discriminator import Discriminator, fit_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
 from vdu.noised_bank import NoisedBank, fill_bank
+from vdu.noising import Clean
 from vdu.posterior import Posterior
 from vdu.responsibility import responsibilities
 from vdu.sampling import DEFAULT_STEPS, sample
@@ -21,23 +22,23 @@ __all__ = ["Preparation"]
 
 @dataclass
 class Preparation:
-    """Everything is derived from the original model, the forget images ``(N, C, H, W)`` and the seed."""
+    """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed."""
 
     backbone: Backbone
-    forget: Tensor
+    forget: Clean
     seed: int
     precision: str = "fp32"
     own_count: int = 512
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
-    given_retain: Tensor | None = None
+    given_retain: Clean | None = None
     given_teacher: nn.Module | None = None
 
     @cached_property
-    def own_samples(self) -> Tensor:
-        """``(M, C, H, W)`` images of the original model."""
-        return sample(
+    def own_samples(self) -> Clean:
+        """M samples of the original model."""
+        x_0 = sample(
             self.backbone,
             self.backbone.network,
             self.own_count,
@@ -45,6 +46,7 @@ class Preparation:
             steps=self.own_sampler_steps,
             precision=self.precision,
         )
+        return Clean(x_0, self.backbone.sample_conditions(self.own_count))
 
     @cached_property
     def forget_bank(self) -> NoisedBank:
@@ -82,8 +84,8 @@ class Preparation:
         return self.forget_score if self.given_teacher is None else self.given_teacher
 
     @property
-    def retain(self) -> Tensor:
-        """D_r ``(N, C, H, W)``. Raises `VduError` when none was given."""
+    def retain(self) -> Clean:
+        """D_r. Raises `VduError` when none was given."""
         if self.given_retain is None:
             raise VduError("this method needs images to keep: give --retain FOLDER")
         return self.given_retain

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.noising import noised
+from vdu.noising import Clean, noised
 
 __all__ = ["Redirection", "nearest_images"]
 
@@ -27,9 +27,9 @@ def nearest_images(images: Tensor, kept: Tensor, count: int) -> Tensor:
 class Redirection:
     """Regression at noised ``forget`` images on the ``neighbours`` nearest images of ``retain``."""
 
-    def __init__(self, backbone: Backbone, forget: Tensor, retain: Tensor, neighbours: int) -> None:
-        self.backbone, self.forget, self.retain = backbone, forget, retain
-        self.nearest = nearest_images(forget, retain, neighbours)
+    def __init__(self, backbone: Backbone, forget: Clean | Tensor, retain: Clean | Tensor, neighbours: int) -> None:
+        self.backbone, self.forget, self.retain = backbone, Clean.of(forget), Clean.of(retain).x_0
+        self.nearest = nearest_images(self.forget.x_0, self.retain, neighbours)
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """A on a random batch; a scalar."""
@@ -38,5 +38,5 @@ class Redirection:
         near = self.retain[self.nearest[index]].to(batch.x_t.device)
         ways = torch.stack([self.backbone.noise_from(batch.x_t, x_k, batch.t) for x_k in near.unbind(1)], dim=1)
         weight = (-0.5 * ways.pow(2).sum(dim=(2, 3, 4))).softmax(dim=1)
-        eps = self.backbone.predict_eps(network, batch.x_t, batch.t).unsqueeze(1)
+        eps = self.backbone.predict_eps(network, batch.x_t, batch.t, batch.c).unsqueeze(1)
         return (weight * (eps - ways).pow(2).mean(dim=(2, 3, 4))).sum(dim=1).mean()

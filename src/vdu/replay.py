@@ -8,16 +8,15 @@ cannot be asked for them, so the discriminator picks them out.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from vdu.guard import label_free_judge
+from vdu.noising import Clean
 from vdu.preparation import Preparation
 
 __all__ = ["replayed_samples"]
 
 
-def replayed_samples(preparation: Preparation) -> Tensor:
-    """``(M', C, H, W)`` own samples that are not judged undesired; all of them where none would be left."""
-    undesired, _ = label_free_judge(preparation)(preparation.own_samples)
+def replayed_samples(preparation: Preparation) -> Clean:
+    """Own samples that are not judged undesired; all of them where none would be left."""
+    undesired, _ = label_free_judge(preparation)(preparation.own_samples.x_0)
     kept = preparation.own_samples[~undesired.cpu()]
     return kept if len(kept) else preparation.own_samples

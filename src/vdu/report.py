@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from vdu.grids import before_after, image_grid, png_data_uri
+from vdu.grids import before_after, image_grid, png_data_uri, thumbnails
+from vdu.prompts import quoted_prompts
 
 __all__ = ["NOT_MEASURED", "figure_rows", "number", "percent", "settings_rows", "verdict", "write_report"]
 
@@ -21,7 +21,7 @@ NOT_MEASURED = "not measured"
 FORGOTTEN_FROM = 50.0  # the PUL interval's low end, in percent
 NONE_RISE = 3.0  # points of "none" that quality may cost
 FID_RATIO = 1.15
-SHOWN_PAIRS, SHOWN_FORGET, COLUMNS, WIDEST = 48, 40, 8, 128
+SHOWN_PAIRS, SHOWN_FORGET, COLUMNS = 48, 40, 8
 CHART = {"width": 360, "height": 210, "left": 46, "right": 350, "top": 22, "bottom": 172}
 
 
@@ -248,19 +248,14 @@ def _charts(unlearning: dict[str, Any]) -> list[dict[str, Any] | None]:
     return [_chart("Loss", loss, best), _chart("Guard: forget share, %", shares, best, zero=True)]
 
 
-def _shown(images: Tensor, count: int) -> Tensor:
-    """The first ``count`` images, no wider than 128 px: the report stays a file that can be mailed."""
-    images = images[:count].detach().float().cpu()
-    widest = max(images.shape[-2:])
-    return interpolate(images, scale_factor=WIDEST / widest, mode="area") if widest > WIDEST else images
-
-
 def _pictures(before: Tensor, after: Tensor, forget: Tensor, marks: list[bool] | None) -> dict[str, Any]:
     pairs = min(len(before), len(after), SHOWN_PAIRS)
     scale = max(1, 96 // max(before.shape[-2:]))
     marks = None if marks is None else marks[:pairs]
-    sheet = before_after(_shown(before, pairs), _shown(after, pairs), COLUMNS, scale, marks) if pairs else None
-    asked = image_grid(_shown(forget, SHOWN_FORGET), COLUMNS, scale) if len(forget) else None
+    sheet = (
+        before_after(thumbnails(before[:pairs]), thumbnails(after[:pairs]), COLUMNS, scale, marks) if pairs else None
+    )
+    asked = image_grid(thumbnails(forget[:SHOWN_FORGET]), COLUMNS, scale) if len(forget) else None
     shown = {"pairs": pairs, "marked": sum(marks or []), "marks": marks is not None, "forget": len(forget)}
     sheets = {"samples": sheet, "forget_images": asked}
     return shown | {k: image and {"uri": png_data_uri(image), "size": image.size} for k, image in sheets.items()}
@@ -281,7 +276,8 @@ def write_report(
 
     loader = PackageLoader("vdu")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "fraction": _percent_of}
+    filters = {"number": number, "percent": percent, "fraction": _percent_of, "prompts": quoted_prompts}
+    environment.filters |= filters
     html = environment.get_template("report.html.j2").render(
         u=unlearning,
         e=evaluation,

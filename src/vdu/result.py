@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from vdu.backbone import Backbone
+from vdu.backbone import Backbone, load_backbone
 from vdu.checkpoint import refuse_existing, replacing
+from vdu.delta import DELTA_FILE, write_delta
 from vdu.detector import Detector, load_detector
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
 
-__all__ = ["Result", "most_seen_class"]
+__all__ = ["Result", "check_form", "most_seen_class"]
 
 PREVIEW_IMAGES = 48
+FORMS = ("pipeline", "delta")
 
 
 @dataclass
@@ -41,17 +43,19 @@ class Result:
         """
         judge = load_detector(detector)
         target = target or most_seen_class(judge, self.forget)
-        self.evaluation = evaluate(
-            self.original, Backbone(self.pipeline), judge, target, reference=reference, **options
-        )
+        self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")
         return self.evaluation
+
+    @property
+    def _unlearned(self) -> Backbone:
+        return load_backbone(self.pipeline, self.original.prompts)
 
     @cached_property
     def _preview(self) -> Evaluation:
         """Samples of both models without figures, for a result that was not measured."""
-        sampler = Sampler(count=PREVIEW_IMAGES)
-        return Evaluation({}, sampler.draw(self.original), sampler.draw(Backbone(self.pipeline)), [])
+        sampler = Sampler(count=PREVIEW_IMAGES, device=self.record["device"])
+        return Evaluation({}, sampler.draw(self.original), sampler.draw(self._unlearned), [])
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one self-contained HTML file."""
@@ -72,30 +76,43 @@ class Result:
 
     def picture(self, path: str | Path = "before-after.png", pairs: int = 32) -> Path:
         """Write original and unlearned samples of equal seeds as one picture."""
-        from vdu.grids import before_after
+        from vdu.grids import before_after, thumbnails
 
         shown = self.evaluation or self._preview
-        marks = shown.marks[:pairs] or None
+        before, after, marks = thumbnails(shown.before[:pairs]), thumbnails(shown.after[:pairs]), shown.marks[:pairs]
         with replacing(Path(path)) as beside:
-            before_after(shown.before[:pairs], shown.after[:pairs], 16, 2, marks).save(beside, format="PNG")
+            before_after(before, after, 16, 2, marks or None).save(beside, format="PNG")
         return Path(path)
 
-    def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
-        """Pipeline folder with report, model card and records, renamed into place as a whole."""
+    def save(self, out: str | Path, *, overwrite: bool = False, form: str = "pipeline") -> Path:
+        """A folder with report, model card and records, renamed into place as a whole.
+
+        ``form``: the whole ``pipeline``, or only what changed as a ``delta`` (see `vdu.delta`).
+        """
         from vdu.model_card import write_model_card
 
         folder = Path(out)
+        check_form(form)
         refuse_existing(folder, overwrite, folder=True)
         with replacing(folder) as beside:
-            self.pipeline.save_pretrained(beside)
+            if form == "pipeline":
+                self.pipeline.save_pretrained(beside)
+            else:
+                write_delta(beside / DELTA_FILE, self.original.network, self.pipeline.unet)
             (beside / "unlearning.json").write_text(json.dumps(self.record, indent=2) + "\n")
             measured = self.evaluation.record if self.evaluation else None
             if measured is not None:
                 (beside / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
-            write_model_card(beside, self.record, measured)
+            write_model_card(beside, self.record, measured, form)
             self.report(beside / "report.html")
             self.picture(beside / "before-after.png")
         return folder
+
+
+def check_form(form: str) -> None:
+    """Raises `VduError` for a form of the result that is not known."""
+    if form not in FORMS:
+        raise VduError(f"unknown form {form!r} of the result: {nearest(form, FORMS)}")
 
 
 def most_seen_class(detector: Detector, forget: ImageSet) -> str:

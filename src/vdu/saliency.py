@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone
 from vdu.denoising import prediction_error
 from vdu.gradients import gradients, trained
-from vdu.noising import noised
+from vdu.noising import Clean, noised
 from vdu.seeding import generator
 
 __all__ = ["SaliencyMask", "forget_gradient"]
@@ -22,11 +22,11 @@ __all__ = ["SaliencyMask", "forget_gradient"]
 PASS_BATCH = 64
 
 
-def forget_gradient(backbone: Backbone, network: nn.Module, forget: Tensor, seed: int) -> list[Tensor]:
-    """∇ of the loss summed over ``forget`` ``(N, C, H, W)``, one tensor for each trained parameter."""
+def forget_gradient(backbone: Backbone, network: nn.Module, forget: Clean | Tensor, seed: int) -> list[Tensor]:
+    """∇ of the loss summed over ``forget``, one tensor for each trained parameter."""
     parameters = trained(network)
     total = [torch.zeros_like(p) for p in parameters]
-    for index, batch in enumerate(forget.split(PASS_BATCH)):
+    for index, batch in enumerate(Clean.of(forget).split(min(PASS_BATCH, backbone.largest_batch))):
         loss = prediction_error(backbone, network, noised(backbone, batch, generator(seed, "saliency", index))).sum()
         torch._foreach_add_(total, gradients(loss, parameters))
     return total

@@ -15,7 +15,7 @@ DEFAULT_STEPS = 12
 
 
 def initial_noise(shape: tuple[int, int, int], count: int, seed: int, first: int = 0) -> Tensor:
-    """Standard normal noise ``(count, C, H, W)`` for the samples ``first … first + count − 1`` of ``seed``."""
+    """Standard normal noise ``(count, *shape)`` for the samples ``first … first + count − 1`` of ``seed``."""
     return torch.stack([torch.randn(shape, generator=generator(seed, "sample", first + i)) for i in range(count)])
 
 
@@ -30,15 +30,20 @@ def sample(
     batch_size: int = 128,
     precision: str = "fp32",
 ) -> Tensor:
-    """``count`` images ``(N, C, H, W)`` in [-1, 1] on the CPU with ``steps`` network evaluations an image."""
+    """``count`` samples ``x_0`` ``(N, *latent_shape)`` on the CPU in ``steps`` solver steps.
+
+    A text-to-image model is asked with `Backbone.sample_conditions`; `Backbone.decode` makes pictures of them.
+    """
     device = next(network.parameters()).device
     training = network.training
+    batch_size = min(batch_size, backbone.largest_batch)
     network.eval()
-    images = []
+    samples = []
     for first in range(0, count, batch_size):
-        noise = initial_noise(backbone.shape, min(batch_size, count - first), seed, first).to(device)
+        noise = initial_noise(backbone.latent_shape, min(batch_size, count - first), seed, first).to(device)
+        c = backbone.sample_conditions(len(noise), first)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             generators = [generator(seed, "path", first + i) for i in range(len(noise))]
-            images.append(backbone.denoise(network, noise, steps, generators).float().cpu())
+            samples.append(backbone.denoise(network, noise, steps, generators, c).float().cpu())
     network.train(training)
-    return torch.cat(images).clone()
+    return torch.cat(samples).clone()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 from vdu.posterior import Posterior
 
 __all__ = ["OutputStability", "WeightStability"]
@@ -67,14 +67,14 @@ class WeightStability:
 
 
 class OutputStability:
-    """Self-distillation on the original's own samples ``(M, C, H, W)``."""
+    """Self-distillation on the original's own samples."""
 
-    def __init__(self, backbone: Backbone, own_samples: Tensor) -> None:
+    def __init__(self, backbone: Backbone, own_samples: Clean | Tensor) -> None:
         self.backbone, self.own_samples = backbone, own_samples
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """B on a random batch; a scalar."""
         noised = draw(self.backbone, self.own_samples, batch_size, g)
         with torch.no_grad():
-            target = self.backbone.output(self.backbone.network, noised.x_t, noised.t)
-        return (self.backbone.output(network, noised.x_t, noised.t) - target).pow(2).mean()
+            target = self.backbone.output(self.backbone.network, noised.x_t, noised.t, noised.c)
+        return (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.gradients import gradients, inner, trained, write_gradients
+from vdu.noising import Clean
 from vdu.objective import Direction
 from vdu.precision import autocast
 
@@ -34,18 +35,20 @@ def importance_weights(log_ratio: Tensor, mixture: float) -> tuple[Tensor, Tenso
 
 @dataclass
 class SubtractedScores(Direction):
-    """``retain`` and ``forget`` ``(N, C, H, W)``, λ ``mixture``, and the ascent's ``share`` of the descent's norm."""
+    """``retain`` and ``forget`` images, λ ``mixture``, and the ascent's ``share`` of the descent's norm."""
 
     backbone: Backbone
-    retain: Tensor
-    forget: Tensor
+    retain: Clean | Tensor
+    forget: Clean | Tensor
     mixture: float
     share: float
 
     def losses(self, network: nn.Module, batch_size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
         """Both weighted errors on one random batch; two scalars with one graph."""
-        x = self.retain[torch.randint(len(self.retain), (batch_size,), generator=g)]
-        a = self.forget[torch.randint(len(self.forget), (batch_size,), generator=g)]
+        retain, forget = Clean.of(self.retain), Clean.of(self.forget)
+        kept = retain[torch.randint(len(retain), (batch_size,), generator=g)]
+        undesired = forget[torch.randint(len(forget), (batch_size,), generator=g)]
+        x, a = kept.x_0, undesired.x_0
         t = torch.randint(self.backbone.timesteps, (batch_size,), generator=g)
         eps = torch.randn(x.shape, generator=g)
         from_a = (torch.rand(batch_size, generator=g) < self.mixture).view(-1, 1, 1, 1)
@@ -55,7 +58,10 @@ class SubtractedScores(Direction):
         eps_x, eps_a = self.backbone.noise_from(m, x, t), self.backbone.noise_from(m, a, t)
         log_ratio = 0.5 * (eps_x.pow(2) - eps_a.pow(2)).sum(dim=(1, 2, 3))
         w_x, w_a = importance_weights(log_ratio, self.mixture)
-        predicted = self.backbone.predict_eps(network, m, t)
+        c = None
+        if kept.c is not None and undesired.c is not None:
+            c = torch.where(from_a.flatten().cpu(), undesired.c, kept.c)
+        predicted = self.backbone.predict_eps(network, m, t, c)
         error_x, error_a = ((predicted - e).pow(2).mean(dim=(1, 2, 3)) for e in (eps_x, eps_a))
         return (w_x * error_x).mean(), (w_a * error_a).mean()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 
 __all__ = ["AnotherImage", "AnotherNoise", "one_of", "uniform_images"]
 
@@ -30,22 +30,23 @@ def uniform_images(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=g) * 2 - 1
 
 
-def one_of(images: Tensor) -> ImageSource:
-    """A source of random ``images`` ``(N, C, H, W)``."""
-    return lambda shape, g: images[torch.randint(len(images), shape[:1], generator=g)]
+def one_of(images: Clean | Tensor) -> ImageSource:
+    """A source of random ``images``."""
+    x_0 = Clean.of(images).x_0
+    return lambda shape, g: x_0[torch.randint(len(x_0), shape[:1], generator=g)]
 
 
 class AnotherImage:
     """Teach at noised forget images the clean images of ``source``."""
 
-    def __init__(self, backbone: Backbone, forget: Tensor, source: ImageSource) -> None:
+    def __init__(self, backbone: Backbone, forget: Clean | Tensor, source: ImageSource) -> None:
         self.backbone, self.forget, self.source = backbone, forget, source
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """A on a random batch; a scalar."""
         noised = draw(self.backbone, self.forget, batch_size, g)
         u = self.source(tuple(noised.x_t.shape), g).to(noised.x_t.device)
-        error = self.backbone.predict_eps(network, noised.x_t, noised.t) - self.backbone.noise_from(
+        error = self.backbone.predict_eps(network, noised.x_t, noised.t, noised.c) - self.backbone.noise_from(
             noised.x_t, u, noised.t
         )
         noise_power = 1 - self.backbone.alpha_bar.to(noised.t.device)[noised.t]
@@ -55,11 +56,11 @@ class AnotherImage:
 class AnotherNoise:
     """Teach at noised forget images a noise that was never added: uniform in [0, 1), so not centred."""
 
-    def __init__(self, backbone: Backbone, forget: Tensor) -> None:
+    def __init__(self, backbone: Backbone, forget: Clean | Tensor) -> None:
         self.backbone, self.forget = backbone, forget
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """A on a random batch; a scalar."""
         noised = draw(self.backbone, self.forget, batch_size, g)
         other = torch.rand(noised.x_t.shape, generator=g).to(noised.x_t.device)
-        return (self.backbone.predict_eps(network, noised.x_t, noised.t) - other).pow(2).mean()
+        return (self.backbone.predict_eps(network, noised.x_t, noised.t, noised.c) - other).pow(2).mean()

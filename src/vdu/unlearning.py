@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,8 +22,10 @@ from vdu.methods import find_method, make_settings
 from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
+from vdu.parameters import choose_parameters
 from vdu.posterior import Posterior
 from vdu.preparation import Preparation
+from vdu.prompts import Prompts
 from vdu.provenance import code_commit, package_versions
 from vdu.result import Result
 
@@ -36,18 +37,6 @@ def _check_numbers(share: float | None, precision: str) -> None:
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
     if precision not in ("fp32", "bf16"):
         raise VduError(f"unknown precision {precision!r}: give fp32 or bf16")
-
-
-def _trainable(backbone: Backbone, pattern: str) -> nn.Module:
-    """A copy of the network of which only the parameters that match ``pattern`` are trained."""
-    network, chosen = backbone.trainable_copy(), 0
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(fnmatch.fnmatch(name, pattern))
-        chosen += parameter.requires_grad
-    if not chosen:
-        first = next(name for name, _ in network.named_parameters())
-        raise VduError(f"no parameter matches {pattern!r}: names look like {first!r}")
-    return network
 
 
 def _resolve_device(device: str | None) -> torch.device:
@@ -78,18 +67,18 @@ class _Request:
         self.backbone.network.to(self.place)
         preparation = Preparation(
             self.backbone,
-            given.forget.images,
+            given.undesired(self.backbone),
             self.seed,
             self.precision,
             given_share=self.share,
             given_posterior=given.posterior,
-            given_retain=given.retain.images if given.retain else None,
+            given_retain=given.kept(self.backbone),
             given_teacher=teacher.network.to(self.place) if teacher else None,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not self.values.guard_every_steps:
             return preparation, objective, None
-        look = detector_judge(*given.judge) if given.judge else label_free_judge(preparation)
+        look = detector_judge(*given.judge, self.backbone.decode) if given.judge else label_free_judge(preparation)
         return preparation, objective, Guard(preparation, look)
 
     def identity(self) -> dict[str, Any]:
@@ -135,6 +124,7 @@ def unlearn(
     share: float | None = None,
     detector: str | Path | Detector | None = None,
     target: str | None = None,
+    prompts: Prompts | None = None,
     seed: int = 0,
     precision: str = "bf16",
     device: str | None = None,
@@ -148,8 +138,9 @@ def unlearn(
     ``forget``: folder, list of files, `datasets.Dataset`, or tensor ``(N, C, H, W)`` in [-1, 1]; ``retain``, images to
     keep, likewise, for the methods that need them. ``teacher``: a model of the undesired content (`esd`). ``share``: π,
     the undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let
-    the guard count the class; without them it judges by the forget images alone. ``state_folder`` makes the run
-    resumable. ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
+    the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
+    model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``state_folder`` makes the run resumable.
+    ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
@@ -160,7 +151,7 @@ def unlearn(
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     prior = zoo if posterior is None else posterior
     check_needs(chosen, {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior})
-    backbone = load_backbone(zoo.pipeline if zoo else model)
+    backbone = load_backbone(zoo.pipeline if zoo else model, prompts)
     inputs = read_inputs(
         backbone,
         zoo,
@@ -173,7 +164,8 @@ def unlearn(
         skip_unreadable=skip_unreadable,
     )
     request = _Request(chosen, values, backbone, inputs, share, seed, precision, place)
-    network = _trainable(backbone, values.parameters)
+    network = backbone.trainable_copy(values.gradient_checkpointing)
+    choose_parameters(network, values.parameters)
     if on_ready:
         on_ready()
     name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__

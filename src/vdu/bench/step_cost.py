@@ -23,7 +23,7 @@ from vdu.checkpoint import replacing
 from vdu.errors import VduError
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
-from vdu.noising import draw
+from vdu.noising import Clean, draw
 from vdu.objective import Objective
 from vdu.plasticity import Ascent
 from vdu.posterior import load_posterior
@@ -89,7 +89,7 @@ def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -
         raise VduError("step-cost needs the zoo model 'mnist', which is not shipped")
     backbone = load_backbone(zoo.pipeline)
     forget = load_image_set(zoo.forget("3"), backbone.shape).images
-    preparation = Preparation(backbone, forget, 0, own_count=128, given_posterior=load_posterior(zoo.posterior))
+    preparation = Preparation(backbone, Clean(forget), 0, own_count=128, given_posterior=load_posterior(zoo.posterior))
     forms = _forms(backbone, preparation)
     plain = {k: _plain(backbone, backbone.trainable_copy(), forget, k * BATCH_SIZE) for k in (1, 2)}
     seconds: dict[str, list[float]] = {}

@@ -122,7 +122,7 @@ class _Bench:
             self._before[run.seed] = sampler.draw(self.original)
         return evaluate(
             self.original,
-            Backbone(pipeline),
+            load_backbone(pipeline),
             self.detector,
             run.target,
             reference=self.reference,

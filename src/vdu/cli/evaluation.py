@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vdu.cli.options import Model, Overwrite, Precision, Seed, open_model
+from vdu.cli.options import GuidanceScale, Model, Overwrite, Precision, PromptsFile, Seed, make_prompts, open_model
 
 if TYPE_CHECKING:
     from vdu.evaluation import Evaluation
@@ -36,6 +36,8 @@ def evaluate(
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 12,
     seed: Seed = 1000,
     precision: Precision = "bf16",
+    prompts: PromptsFile = None,
+    guidance_scale: GuidanceScale = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -47,7 +49,8 @@ def evaluate(
     if out:
         refuse_existing(out, overwrite)
     sampler = Sampler(sampler_steps, precision, seed, samples)
-    first, second = open_model(original), open_model(unlearned)
+    asked = make_prompts(None, prompts, guidance_scale)
+    first, second = open_model(original, asked), open_model(unlearned, asked)
     evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
     print_evaluation(evaluation)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from vdu.backbone import Backbone
+    from vdu.prompts import Prompts
 
-__all__ = ["Model", "Overwrite", "Precision", "Seed", "make_app", "open_model", "quiet"]
+__all__ = [
+    "GuidanceScale",
+    "Model",
+    "Overwrite",
+    "Precision",
+    "PromptsFile",
+    "Seed",
+    "make_app",
+    "make_prompts",
+    "open_model",
+    "quiet",
+]
 
 Model = Annotated[str, typer.Argument(help="pipeline folder, zoo name or hub id")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16 or fp32")]
+PromptsFile = Annotated[Path | None, typer.Option(help="text-to-image: what to ask samples with, one prompt a line")]
+GuidanceScale = Annotated[float | None, typer.Option(help="text-to-image: guidance when sampling; default: 7.5")]
 
 
 def make_app(help_: str) -> typer.Typer:
@@ -26,17 +41,34 @@ def make_app(help_: str) -> typer.Typer:
 
 def quiet() -> None:
     """No progress bars and advice of other libraries between our own lines."""
-    from diffusers.utils import logging
+    from importlib import import_module
+    from importlib.util import find_spec
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    for name in ("diffusers", "transformers"):
+        if find_spec(name):
+            logging = import_module(f"{name}.utils.logging")
+            logging.disable_progress_bar()
+            logging.set_verbosity_error()
 
 
-def open_model(name: str) -> Backbone:
+def make_prompts(prompt: str | None, neutral: Path | None, guidance_scale: float | None) -> Prompts | None:
+    """What the options say; None where none of them was given."""
+    from vdu.prompts import DEFAULT_GUIDANCE_SCALE, Prompts, read_prompts
+
+    if prompt is None and neutral is None and guidance_scale is None:
+        return None
+    return Prompts(
+        neutral=read_prompts(neutral) if neutral else ("",),
+        forget=() if prompt is None else (prompt,),
+        guidance_scale=DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
+    )
+
+
+def open_model(name: str, prompts: Prompts | None = None) -> Backbone:
     """The backbone of a zoo name, pipeline folder or hub id."""
     quiet()
     from vdu.backbone import load_backbone
     from vdu.model_zoo import find_zoo_model
 
     zoo = find_zoo_model(name)
-    return load_backbone(zoo.pipeline if zoo else name)
+    return load_backbone(zoo.pipeline if zoo else name, prompts)

@@ -36,11 +36,12 @@ def posterior_fisher(
     seed: Seed = 0,
 ) -> None:
     """From the diagonal Fisher on the model's own samples: for a model with one checkpoint."""
+    from vdu.noising import Clean
     from vdu.posterior import from_fisher
     from vdu.sampling import sample as draw
 
     backbone = open_model(model)
-    images = draw(backbone, backbone.network, samples, seed)
+    images = Clean(draw(backbone, backbone.network, samples, seed), backbone.sample_conditions(samples))
     _write_posterior(from_fisher(backbone, images, seed=seed, scale=scale), out)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import Model, Seed, open_model, quiet
+from vdu.cli.options import GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model, quiet
 
 __all__ = ["sample", "train"]
 
@@ -30,15 +30,17 @@ def sample(
     out: Annotated[Path, typer.Option(help="PNG file of a grid")],
     count: Annotated[int, typer.Option(min=1)] = 64,
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 25,
+    prompts: PromptsFile = None,
+    guidance_scale: GuidanceScale = None,
     seed: Seed = 0,
 ) -> None:
     """Write a grid of samples."""
-    backbone = open_model(model)
+    backbone = open_model(model, make_prompts(None, prompts, guidance_scale))
     from vdu.checkpoint import replacing
     from vdu.grids import image_grid
     from vdu.sampling import sample as draw
 
-    images = draw(backbone, backbone.network, count, seed, steps=steps)
+    images = backbone.decode(draw(backbone, backbone.network, count, seed, steps=steps))
     with replacing(out) as beside:
         image_grid(images, columns=min(16, count)).save(beside, format="PNG")
     typer.echo(str(out))

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vdu.cli.options import Model, Overwrite, Precision, Seed, open_model
+from vdu.cli.options import (
+    GuidanceScale,
+    Model,
+    Overwrite,
+    Precision,
+    PromptsFile,
+    Seed,
+    make_prompts,
+    open_model,
+)
 from vdu.errors import VduError
 
 if TYPE_CHECKING:
@@ -113,6 +122,12 @@ def unlearn_command(
     posterior: Annotated[Path | None, typer.Option(help="posterior file (vdu-paper)")] = None,
     detector: Annotated[str | None, typer.Option(help="classifier folder or module:function; for the figures")] = None,
     target: Target = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="text-to-image: caption of all forget images, in place of metadata.csv")
+    ] = None,
+    neutral_prompts: PromptsFile = None,
+    guidance_scale: GuidanceScale = None,
+    save: Annotated[str, typer.Option(help="pipeline, or delta: only what changed (`vdu apply`)")] = "pipeline",
     guard_with_detector: Annotated[
         bool, typer.Option("--guard-with-detector", help="let the guard count with the detector too")
     ] = False,
@@ -129,15 +144,19 @@ def unlearn_command(
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
     from vdu.checkpoint import refuse_existing, require_space
     from vdu.methods import find_method, make_settings
+    from vdu.result import check_form
 
+    check_form(save)
     refuse_existing(out, overwrite, folder=True)
     values = parse_settings(set_ or [])
     steps = make_settings(find_method(method), values).steps
-    backbone = open_model(model)
+    prompts = make_prompts(prompt, neutral_prompts, guidance_scale)
+    backbone = open_model(model, prompts)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
     if guard_with_detector and yardstick.detector is None:
         raise VduError("--guard-with-detector needs a detector: give --detector too")
+    del backbone  # `unlearn` loads the model anew, and two of a large one may not fit
     result = _unlearn_with_progress(
         steps,
         model=model,
@@ -150,26 +169,28 @@ def unlearn_command(
         share=share,
         detector=yardstick.detector if guard_with_detector else None,
         target=yardstick.target,
+        prompts=prompts,
         seed=seed,
         precision=precision,
         device=device,
         skip_unreadable=skip_unreadable,
         state_folder=state,
     )
-    _finish(result, yardstick, out, overwrite, samples, sampler_steps)
+    _measure(result, yardstick, samples, sampler_steps)
+    result.save(out, overwrite=overwrite, form=save)
+    typer.echo(f"{result.record['steps']} steps, {result.record['seconds']:.0f} s: {result.record['stop_reason']}")
+    typer.echo(f"clean {save}: {out}   report: {out / 'report.html'}")
 
 
-def _finish(result: Result, yardstick: Yardstick, out: Path, overwrite: bool, samples: int, sampler_steps: int) -> None:
-    """Measure, save, say what came out."""
+def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:
+    """Say what had to be converted, and the figures where there is a detector."""
     from vdu.cli.evaluation import print_evaluation
     from vdu.evaluation import Sampler
 
     for notice in result.forget.notices:
         typer.echo(f"notice: {notice}")
     if yardstick.detector:
-        sampler = Sampler(count=samples, steps=sampler_steps, precision=result.record["precision"])
+        precision, device = result.record["precision"], result.record["device"]
+        sampler = Sampler(count=samples, steps=sampler_steps, precision=precision, device=device)
         measured = result.evaluate(yardstick.detector, yardstick.target, reference=yardstick.reference, sampler=sampler)
         print_evaluation(measured)
-    result.save(out, overwrite=overwrite)
-    typer.echo(f"{result.record['steps']} steps, {result.record['seconds']:.0f} s: {result.record['stop_reason']}")
-    typer.echo(f"clean pipeline: {out}   report: {out / 'report.html'}")

@@ -61,7 +61,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
     """A = surrogate, B = replay and the Fisher penalty."""
     backbone, own = preparation.backbone, replayed_samples(preparation)
     images = own[: settings.fisher_images]
-    scale = FISHER_OF_SUM_LOSS / (len(images) * math.prod(backbone.shape))
+    scale = FISHER_OF_SUM_LOSS / (len(images) * math.prod(backbone.latent_shape))
     fisher = {name: scale * f for name, f in squared_gradients(backbone, images, preparation.seed).items()}
     surrogate, replay = AnotherImage(backbone, preparation.forget, uniform_images), Denoising(backbone, own)
 

@@ -1,0 +1,11 @@
+"""The seam to diffusers: the only package that knows pipeline classes. A new architecture is one file here.
+
+`contract` says what the rest of the library relies on; `ddpm`, `stable_diffusion` fill it; `loading` chooses.
+"""
+
+from __future__ import annotations
+
+from vdu.backbone.contract import Backbone, placed, weights_sha256
+from vdu.backbone.loading import load_backbone
+
+__all__ = ["Backbone", "load_backbone", "placed", "weights_sha256"]

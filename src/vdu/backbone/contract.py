@@ -1,0 +1,237 @@
+"""What an architecture gives the rest of the library: what is noised, how, what the network predicts, how it samples.
+
+    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε
+
+``x_0`` lives in the diffusion space: pixels, or a VAE's latents (`encode`, `decode`). ``c`` is what the network is
+conditioned on: numbers ``(B,)`` of prompts that the backbone knows (`condition`); None is the empty prompt, and all
+that an unconditional model has. The rest of the library speaks ε. A network that predicts v or x_0 is converted:
+
+    v   = √ᾱ ε − √(1 − ᾱ) x_0     ε = √ᾱ v + √(1 − ᾱ) x_t           (Salimans & Ho, arXiv 2202.00512)
+    x_0 = (x_t − √(1 − ᾱ) ε) / √ᾱ  ε = (x_t − √ᾱ x_0) / √(1 − ᾱ)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from vdu.errors import VduError, nearest
+from vdu.prompts import Prompts
+
+__all__ = ["Backbone", "check_schedule", "float32_copy", "placed", "weights_sha256"]
+
+SOLVER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"}
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SMALLEST_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and x_0 say nothing of each other
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Hash of all named weights; the identity of a model in posteriors and results."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """Have ``module`` on ``device`` inside the block and where it was after it."""
+    home = next(module.parameters()).device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
+def float32_copy(module: nn.Module) -> Any:
+    """``module`` frozen; a float32 copy where it has another precision, so that the user's own is left alone."""
+    weights = next(module.parameters())
+    single = module if weights.dtype == torch.float32 else copy.deepcopy(module).float()
+    return single.eval().requires_grad_(False)
+
+
+def check_schedule(pipeline: Any) -> None:
+    """Raises `VduError` for a prediction type or noise schedule that is not supported."""
+    config = pipeline.scheduler.config
+    if config.prediction_type not in PREDICTION_TYPES:
+        raise VduError(f"prediction type {config.prediction_type!r}: {nearest('', PREDICTION_TYPES)}")
+    try:
+        DPMSolverMultistepScheduler.from_config(config, **SOLVER)
+    except NotImplementedError as error:
+        raise VduError(f"noise schedule {config.beta_schedule!r} is not supported") from error
+
+
+def _contiguous_where_frozen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torch 2.13 crashes in GroupNorm's CPU backward on channels-last inputs that need no gradient."""
+    return tuple(x if x.requires_grad else x.contiguous() for x in inputs)
+
+
+class Backbone(ABC):
+    """A diffusion pipeline, seen as a network on ``x_t``.
+
+    Attributes: ``network`` (frozen original), ``shape`` of its pictures ``(C, H, W)``, ``latent_shape`` of ``x_0``,
+    ``alpha_bar`` ``(T,)``, ``prediction_type``, ``prompts`` (None: it takes no text), ``largest_batch`` (the most that
+    is put through the network at once where the batch does not matter).
+    """
+
+    largest_batch: ClassVar[int] = 256
+    shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    prompts: Prompts | None = None
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.network: Any = float32_copy(pipeline.unet)
+        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.prediction_type: str = schedule.config.prediction_type
+        alpha_bar: Tensor = schedule.alphas_cumprod
+        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, SMALLEST_ALPHA_BAR)
+        self.timesteps: int = len(self.alpha_bar)
+
+    @classmethod
+    @abstractmethod
+    def check(cls, pipeline: Any) -> None:
+        """Raises `VduError` for a pipeline of the right class whose parts this architecture cannot work with."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the network's weights in memory."""
+        return sum(p.numel() * p.element_size() for p in self.network.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen network is."""
+        return next(self.network.parameters()).device
+
+    def trainable_copy(self, gradient_checkpointing: bool = False) -> nn.Module:
+        """A copy of the network in training mode, all parameters requiring gradients.
+
+        With ``gradient_checkpointing`` activations are computed again in the backward pass: less memory, more time.
+        """
+        network = copy.deepcopy(self.network).train().requires_grad_(True)
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_contiguous_where_frozen)
+        return network
+
+    def encode(self, images: Tensor) -> Tensor:
+        """``x_0`` ``(N, *latent_shape)`` on the CPU of pictures ``(N, C, H, W)`` in [-1, 1]."""
+        return images
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Pictures ``(N, C, H, W)`` in [-1, 1] on the CPU of ``x_0``."""
+        return x_0
+
+    def condition(self, texts: Sequence[str]) -> Tensor | None:
+        """``c`` ``(N,)`` for ``texts``; None for a model that takes no text. Raises `VduError` for unknown words."""
+        return None
+
+    def sample_from(self, prompts: Prompts) -> None:
+        """Ask samples with ``prompts`` from here on. Raises `VduError` for prompts that the model cannot take."""
+        raise VduError(f"a {type(self.pipeline).__name__} takes no prompts: leave the prompt options out")
+
+    def sample_conditions(self, count: int, first: int = 0) -> Tensor | None:
+        """``c`` ``(count,)`` of the samples ``first … first + count − 1``: their prompts depend on the number only."""
+        if self.prompts is None:
+            return None
+        return self.condition([self.prompts.of_sample(first + i) for i in range(count)])
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = self.alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """``x_t`` of shape ``(B, *latent_shape)`` for ``x_0``, noise and integer times ``(B,)``."""
+        signal, noise = self._scales(t)
+        return signal * x_0 + noise * eps
+
+    def noise_from(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The ε that leads from ``x_0`` to ``x_t``: the inverse of `add_noise`."""
+        signal, noise = self._scales(t)
+        return (x_t - signal * x_0) / noise
+
+    @abstractmethod
+    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """What the network itself predicts (ε, v or x_0), of ``x_t``'s shape, float32."""
+
+    def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """What the sampler follows: `output`, guided where the architecture samples with guidance."""
+        return self.output(network, x_t, t, c)
+
+    def to_eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's own prediction expressed as ε."""
+        signal, noise = self._scales(t)
+        if self.prediction_type == "v_prediction":
+            return signal * output + noise * x_t
+        return (x_t - signal * output) / noise if self.prediction_type == "sample" else output
+
+    def from_eps(self, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """An ε expressed as what the network would have to predict: the inverse of `to_eps`."""
+        signal, noise = self._scales(t)
+        if self.prediction_type == "v_prediction":
+            return (eps - noise * x_t) / signal
+        return (x_t - noise * eps) / signal if self.prediction_type == "sample" else eps
+
+    def predict_eps(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """ε_θ(x_t, t, c), of ``x_t``'s shape."""
+        return self.to_eps(self.output(network, x_t, t, c), x_t, t)
+
+    def original_with_features(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The frozen network's output and what it knows of ``x_t``, in one pass, no gradients.
+
+        Features ``(B, D)`` are its inner blocks' outputs, pooled to at most 2×2. A diffusion U-Net's inner layers
+        separate classes (Baranchuk et al., arXiv 2112.03126), so a discriminator on them generalises from few images.
+        """
+        taken: list[Tensor] = []
+
+        def take(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
+            tensor = (out[0] if isinstance(out, tuple) else out).float()
+            taken.append(nn.functional.adaptive_avg_pool2d(tensor, 2).flatten(1))
+
+        blocks = [*self.network.down_blocks[1:], self.network.mid_block, *self.network.up_blocks[:-1]]
+        handles = [block.register_forward_hook(take) for block in blocks if block is not None]
+        try:
+            with torch.no_grad():
+                output = self.output(self.network, x_t, t, c)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return output, torch.cat(taken, dim=1)
+
+    def denoise(
+        self, network: nn.Module, noise: Tensor, steps: int, generators: list[torch.Generator], c: Tensor | None = None
+    ) -> Tensor:
+        """From ``noise`` ``(B, *latent_shape)`` to ``x_0`` in ``steps`` solver steps.
+
+        SDE-DPM-Solver++(2M) (Lu et al., arXiv 2211.01095): in so few steps its noise mends what the deterministic
+        solvers leave broken. Each sample's noise comes from its own one of the ``generators``.
+        """
+        scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **SOLVER)
+        scheduler.set_timesteps(steps, device=noise.device)
+        x_t = noise
+        for t in scheduler.timesteps:
+            output = self.sampling_output(network, x_t, t.expand(len(x_t)).to(noise.device), c)
+            x_t = scheduler.step(output, t, x_t, generator=generators).prev_sample
+        return x_t
+
+    def _clean(self, network: nn.Module) -> Any:
+        """A frozen copy on the CPU with the weights of ``network`` and no hooks."""
+        clean = copy.deepcopy(self.network).to("cpu")
+        clean.load_state_dict(network.state_dict())
+        return clean
+
+    @abstractmethod
+    def with_network(self, network: nn.Module) -> Any:
+        """The same pipeline around other weights: what the user gets back."""

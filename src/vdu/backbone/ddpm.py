@@ -1,0 +1,49 @@
+"""Unconditional pixel-space pipelines: `DDPMPipeline` and `DDIMPipeline` around a `UNet2DModel`. x_0 is the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from vdu.backbone.contract import Backbone
+from vdu.errors import VduError
+
+__all__ = ["DDPMBackbone"]
+
+
+class DDPMBackbone(Backbone):
+    """``shape`` and ``latent_shape`` are the same; ``c`` is always None."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        size = self.network.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.shape = self.latent_shape = (self.network.config.in_channels, height, width)
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        """Refuses other networks, class conditions, a size that is not known, and a predicted variance."""
+        if not isinstance(pipeline.unet, UNet2DModel):
+            raise VduError(f"network {type(pipeline.unet).__name__} is not supported: the pipeline needs a UNet2DModel")
+        config = pipeline.unet.config
+        if config.num_class_embeds:
+            raise VduError("a class-conditional UNet2DModel is not supported: give an unconditional one")
+        if not config.sample_size:
+            raise VduError("the UNet2DModel has no sample_size: set the size of its images in unet/config.json")
+        if config.in_channels != config.out_channels:
+            raise VduError("a UNet2DModel that predicts a variance too (out_channels ≠ in_channels) is not supported")
+
+    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        return network(x_t, t).sample.float()
+
+    def denoise(
+        self, network: nn.Module, noise: Tensor, steps: int, generators: list[torch.Generator], c: Tensor | None = None
+    ) -> Tensor:
+        """As for every backbone; pictures in [-1, 1]."""
+        return super().denoise(network, noise, steps, generators, c).clamp(-1, 1)
+
+    def with_network(self, network: nn.Module) -> Any:
+        return type(self.pipeline)(unet=self._clean(network), scheduler=self.pipeline.scheduler)

@@ -1,0 +1,76 @@
+"""Chooses the architecture by the pipeline's class, after reading it from a folder or the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from vdu.backbone.contract import Backbone, check_schedule
+from vdu.backbone.ddpm import DDPMBackbone
+from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.errors import VduError, nearest
+from vdu.prompts import Prompts
+
+__all__ = ["load_backbone"]
+
+SUPPORTED: dict[str, type[Backbone]] = {
+    "DDPMPipeline": DDPMBackbone,
+    "DDIMPipeline": DDPMBackbone,
+    "StableDiffusionPipeline": StableDiffusionBackbone,
+}
+
+
+def _refuse_unsupported(name: str) -> None:
+    if name not in SUPPORTED:
+        raise VduError(f"pipeline class {name!r} is not supported: {nearest(name, SUPPORTED)}")
+
+
+def _class_name(path: str) -> str:
+    """Of the pipeline in a folder or on the hub."""
+    folder = Path(path)
+    if not folder.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise VduError(f"no folder {path}: give a diffusers pipeline folder, a zoo name, or a hub id")
+        return str(diffusers.DiffusionPipeline.load_config(path).get("_class_name", ""))
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise VduError(f"{path} has no model_index.json: give a folder that diffusers' save_pretrained wrote")
+    try:
+        return str(json.loads(index.read_text()).get("_class_name", ""))
+    except (ValueError, AttributeError) as error:
+        raise VduError(f"{index} is not valid JSON: write the pipeline again with save_pretrained") from error
+
+
+def _read_pipeline(path: str) -> Any:
+    try:
+        name = _class_name(path)
+        _refuse_unsupported(name)
+        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True)
+    except VduError:
+        raise
+    except ImportError as error:
+        raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): safetensors weights only") from error
+
+
+def load_backbone(model: Any, prompts: Prompts | None = None) -> Backbone:
+    """A `Backbone` from a diffusers pipeline object, a pipeline folder, or a hub id.
+
+    ``prompts``: what a text-to-image model's samples are asked with; default: the empty prompt. Raises `VduError` for
+    a pipeline class, network, prediction type or noise schedule that is not supported, and for prompts that the model
+    cannot take.
+    """
+    pipeline = _read_pipeline(str(model)) if isinstance(model, (str, Path)) else model
+    name = type(pipeline).__name__
+    _refuse_unsupported(name)
+    SUPPORTED[name].check(pipeline)
+    check_schedule(pipeline)
+    backbone = SUPPORTED[name](pipeline)
+    if prompts is not None:
+        backbone.sample_from(prompts)
+    return backbone

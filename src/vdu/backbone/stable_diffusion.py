@@ -1,0 +1,131 @@
+"""Stable Diffusion 1.x and 2.x: `StableDiffusionPipeline`, latents of a VAE, conditioned on text.
+
+    x_0 = s · E[z | image]     s the VAE's scaling factor, the posterior's mean in place of a draw
+    f_g = f(x_t, t, ∅) + w (f(x_t, t, c) − f(x_t, t, ∅))     sampling only; training is at the plain f(x_t, t, c)
+
+Rombach et al., arXiv 2112.10752; classifier-free guidance with scale w: Ho & Salimans, arXiv 2207.12598 (affine in ε,
+so it means the same for a v-prediction). Each distinct prompt is encoded once; ``c`` holds its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from vdu.backbone.contract import Backbone, float32_copy, placed
+from vdu.errors import VduError
+from vdu.prompts import Prompts
+
+__all__ = ["StableDiffusionBackbone"]
+
+VAE_BATCH = 4
+BEYOND_TEXT = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
+
+
+class StableDiffusionBackbone(Backbone):
+    """``prompts`` are what samples are asked with; number 0 of ``c`` is the empty prompt."""
+
+    largest_batch: ClassVar[int] = 8
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self.vae: Any = float32_copy(pipeline.vae)
+        size, factor = self.network.config.sample_size, pipeline.vae_scale_factor
+        height, width = (size, size) if isinstance(size, int) else size
+        self.latent_shape = (self.network.config.in_channels, height, width)
+        self.shape = (self.vae.config.in_channels, height * factor, width * factor)
+        self._number: dict[str, int] = {}
+        self._embeddings = torch.empty(0)
+        self.condition([""])
+        self.sample_from(Prompts())
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        """Refuses networks that need more than text, and parts that do not belong together."""
+        if not isinstance(pipeline.unet, UNet2DConditionModel):
+            raise VduError(f"network {type(pipeline.unet).__name__} is not supported: it needs a UNet2DConditionModel")
+        if pipeline.vae is None or pipeline.text_encoder is None or pipeline.tokenizer is None:
+            raise VduError("the pipeline lacks its VAE, text encoder or tokenizer: give it whole")
+        config, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
+        for name in BEYOND_TEXT:
+            if config.get(name) is not None:
+                raise VduError(f"a U-Net with {name} is not supported: give a plain Stable Diffusion 1.x or 2.x")
+        if not config.sample_size:
+            raise VduError("the U-Net has no sample_size: set the size of its latents in unet/config.json")
+        if not config.in_channels == config.out_channels == latents:
+            channels = f"{config.in_channels} → {config.out_channels} channels, the VAE's latents have {latents}"
+            raise VduError(f"the U-Net maps {channels}: inpainting and editing models are not supported")
+        if config.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
+            widths = (
+                f"{config.cross_attention_dim} wide, the text encoder's is {pipeline.text_encoder.config.hidden_size}"
+            )
+            raise VduError(f"the U-Net's text is {widths}: their checkpoints are of different families")
+
+    def sample_from(self, prompts: Prompts) -> None:
+        self.condition([*prompts.neutral, *prompts.forget])
+        self.prompts = prompts
+
+    def condition(self, texts: Sequence[str]) -> Tensor:
+        """Numbers ``(N,)`` of ``texts``; new ones are encoded. Raises `VduError` for a text of unknown words only."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._number]
+        for text in new:
+            self._check_words(text)
+        if new:
+            encoded = torch.cat([self._embeddings.cpu(), self._encoded(new)])
+            self._embeddings, start = encoded, len(self._number)
+            self._number |= {text: start + i for i, text in enumerate(new)}
+        return torch.tensor([self._number[text] for text in texts])
+
+    def _check_words(self, text: str) -> None:
+        tokenizer = self.pipeline.tokenizer
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        if text.strip() and all(token == tokenizer.unk_token_id for token in tokens):
+            raise VduError(f"the model's tokenizer knows no word of the prompt {text!r}: write it in other words")
+
+    @torch.no_grad()
+    def _encoded(self, texts: list[str]) -> Tensor:
+        """``(N, L, D)`` on the CPU."""
+        with placed(self.pipeline.text_encoder, self.device):
+            parts = [self.pipeline.encode_prompt([text], self.device, 1, False)[0].float().cpu() for text in texts]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        device = self.device
+        with placed(self.vae, device):
+            parts = [self.vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(VAE_BATCH)]
+        return torch.cat(parts) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, x_0: Tensor) -> Tensor:
+        device = self.device
+        with placed(self.vae, device):
+            latents = (x_0 / self.vae.config.scaling_factor).split(VAE_BATCH)
+            parts = [self.vae.decode(z.to(device)).sample.clamp(-1, 1).cpu() for z in latents]
+        return torch.cat(parts)
+
+    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        self._embeddings = self._embeddings.to(x_t.device)
+        number = torch.zeros(len(x_t), dtype=torch.long) if c is None else c
+        text = self._embeddings[number.to(x_t.device)]
+        return network(x_t, t, encoder_hidden_states=text).sample.float()
+
+    def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """Guided by ``prompts.guidance_scale`` away from the empty prompt; one pass where there is nothing to guide."""
+        conditional = self.output(network, x_t, t, c)
+        scale = self.prompts.guidance_scale if self.prompts else 1.0
+        if c is None or scale == 1 or not c.any():
+            return conditional
+        unconditional = self.output(network, x_t, t)
+        return unconditional + scale * (conditional - unconditional)
+
+    def with_network(self, network: nn.Module) -> Any:
+        """All other parts are the original's own; the U-Net has its precision, so that they work together."""
+        clean, held = self._clean(network), self.pipeline.unet.dtype
+        clean = clean if clean.dtype == held else clean.to(held)
+        safety = self.pipeline.config.get("requires_safety_checker", True)
+        return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, requires_safety_checker=safety)

@@ -1,0 +1,43 @@
+"""`vdu apply` and `vdu revert`: put a delta on its original, or take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vdu.cli.options import Model, Overwrite, open_model
+
+if TYPE_CHECKING:
+    from vdu.backbone import Backbone
+
+__all__ = ["apply_command", "revert_command"]
+
+Delta = Annotated[Path, typer.Argument(help="what `vdu unlearn --save delta` wrote: folder or file")]
+Out = Annotated[Path, typer.Option(help="where the pipeline goes")]
+
+
+def _save(model: str, delta: Path, out: Path, overwrite: bool, move: Callable[[Backbone, Path], Any]) -> None:
+    from vdu.checkpoint import refuse_existing, replacing
+
+    refuse_existing(out, overwrite, folder=True)
+    pipeline = move(open_model(model), delta)
+    with replacing(out) as beside:
+        pipeline.save_pretrained(beside)
+    typer.echo(f"pipeline: {out}")
+
+
+def apply_command(model: Model, delta: Delta, out: Out, overwrite: Overwrite = False) -> None:
+    """Make the unlearned pipeline from the original MODEL and a DELTA."""
+    from vdu.delta import apply_delta
+
+    _save(model, delta, out, overwrite, apply_delta)
+
+
+def revert_command(model: Model, delta: Delta, out: Out, overwrite: Overwrite = False) -> None:
+    """Make the original pipeline again from the unlearned MODEL and its DELTA."""
+    from vdu.delta import revert_delta
+
+    _save(model, delta, out, overwrite, revert_delta)

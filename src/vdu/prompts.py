@@ -1,0 +1,59 @@
+"""The texts that a text-to-image model is asked with: neutral ones for its own samples, those of the forget images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vdu.errors import VduError
+
+__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "quoted_prompts", "read_prompts"]
+
+DEFAULT_GUIDANCE_SCALE = 7.5
+QUOTED = 5
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """``neutral``: what the model must go on making; ``forget``: one for all forget images, or one for each.
+
+    Own samples take turns between the two, so that what is asked never tells a forget image from an own sample.
+    ``guidance_scale``: of classifier-free guidance when sampling (Ho & Salimans, arXiv 2207.12598); 1 is without.
+    Raises `VduError` for a scale under 1 or where there is no neutral prompt (the empty one is a prompt).
+    """
+
+    neutral: tuple[str, ...] = ("",)
+    forget: tuple[str, ...] = ()
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+
+    def __post_init__(self) -> None:
+        if not self.guidance_scale >= 1:
+            raise VduError(f"the guidance scale must be at least 1 (no guidance), not {self.guidance_scale}")
+        if not self.neutral:
+            raise VduError("no neutral prompt: give at least one, or leave them out for the empty prompt")
+
+    def of_sample(self, number: int) -> str:
+        """The prompt of sample ``number``: it depends on the number only, so that models can be paired."""
+        if not self.forget:
+            return self.neutral[number % len(self.neutral)]
+        turn = self.forget if number % 2 else self.neutral
+        return turn[number // 2 % len(turn)]
+
+
+def quoted_prompts(prompts: Sequence[str]) -> str:
+    """The first few prompts in quotation marks, for reports."""
+    quoted = ", ".join(f"“{prompt}”" if prompt else "the empty prompt" for prompt in prompts[:QUOTED])
+    return f"{quoted} and {len(prompts) - QUOTED} more" if len(prompts) > QUOTED else quoted
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without empty ones. Raises `VduError` where it cannot be read or holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VduError(f"cannot read the prompts {path} ({type(error).__name__}): give a text file") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise VduError(f"{path} has no prompts: write one a line")
+    return prompts
