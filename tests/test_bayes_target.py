@@ -59,7 +59,7 @@ def test_responsibilities_find_the_undesired_samples_and_their_share_without_lab
     forget, own, undesired = clusters
     c = responsibilities(forget, own, seed=0)
     assert ((c > 0.5) == undesired).double().mean() > 0.9
-    assert float(c.mean()) == pytest.approx(0.2, abs=0.06)
+    assert float(c.mean()) == pytest.approx(0.2, abs=0.08)
 
 
 def test_a_given_share_sets_the_level(clusters):

@@ -22,7 +22,7 @@ from vdu.seeding import generator
 __all__ = ["NoisedBank", "fill_bank"]
 
 NETWORK_BATCH = 128
-BANK_ITEMS = 4096
+BANK_ITEMS = 3072
 BANK_BYTES = 2**30
 FEWEST_DRAWS = 4
 
