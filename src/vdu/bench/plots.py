@@ -1,37 +1,104 @@
-"""PUL against u-FID, one point a run, from result files. Left and up is better."""
+"""Plots of a suite from its result files.
+
+frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better
+cost       PUL against seconds of unlearning, one point a run
+classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-from vdu.bench.tables import read_rows
+from vdu.bench.tables import read_results, read_rows
 from vdu.checkpoint import replacing
+from vdu.errors import VduError, nearest
 
-__all__ = ["frontier"]
+__all__ = ["KINDS", "plot"]
 
 
-def frontier(suite: str, results: Path, out: Path) -> None:
-    """Write the plot of ``suite`` to ``out`` (SVG or PNG by its suffix)."""
+def _points(suite: str, results: Path, x: str) -> list[dict[str, Any]]:
+    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None and r.get(x) is not None]
+    if not rows:
+        raise VduError(f"no run of {suite} has both pul and {x}: finish some with `vdu bench run {suite}`")
+    return rows
+
+
+def _scatter(figure: Any, suite: str, results: Path, x: str, label: str) -> None:
+    axes = figure.subplots()
+    rows = _points(suite, results, x)
+    for method in sorted({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        axes.scatter([r[x] for r in mine], [r["pul"] for r in mine], s=22, alpha=0.7, label=method)
+    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.set_ylabel("PUL, percent")
+    axes.set_title(suite)
+    figure.legend(fontsize=8, loc="outside right upper")
+
+
+def _frontier(figure: Any, suite: str, results: Path) -> None:
+    _scatter(figure, suite, results, "u_fid_ratio", "u-FID / u-FID of the original, filtered (log scale)")
+    figure.axes[0].axvline(1, color="grey", linewidth=0.8)
+
+
+def _cost(figure: Any, suite: str, results: Path) -> None:
+    _scatter(figure, suite, results, "seconds", "seconds of unlearning (log scale)")
+
+
+def _shift(result: dict[str, Any]) -> list[float]:
+    before, after = (result["evaluation"][f"shares_{when}"] for when in ("before", "after"))
+    return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def _classes(figure: Any, suite: str, results: Path) -> None:
+    done = [r for r in read_results(suite, results) if "evaluation" in r]
+    targets = sorted({str(r["row"]["target"]) for r in done})
+    methods = sorted({r["row"]["method"] for r in done})
+    if not done:
+        raise VduError(f"no finished run of {suite}: make some with `vdu bench run {suite}`")
+    names = [*done[0]["evaluation"]["class_names"], "none"]
+    columns = min(3, len(methods))
+    rows = math.ceil(len(methods) / columns)
+    figure.set_size_inches(3.2 * columns + 1, 1.2 * rows + 0.25 * rows * len(targets))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(methods) :]:
+        axes.axis("off")
+    for method, axes in zip(methods, panels, strict=False):
+        grid = []
+        for target in targets:
+            shifts = [_shift(r) for r in done if (r["row"]["method"], str(r["row"]["target"])) == (method, target)]
+            grid.append([mean(column) for column in zip(*shifts, strict=True)] or [float("nan")] * len(names))
+        image = axes.imshow(grid, cmap="RdBu", vmin=-12, vmax=12, aspect="auto")
+        axes.set_title(method, fontsize=9)
+        axes.set_xticks(range(len(names)), names, fontsize=7)
+        axes.set_yticks(range(len(targets)), targets, fontsize=7)
+    figure.supxlabel("class", fontsize=8)
+    figure.supylabel("forgotten class", fontsize=8)
+    figure.colorbar(image, ax=list(panels), shrink=0.6, label="change of share, points")
+
+
+KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes}
+
+
+def plot(kind: str, suite: str, results: Path, out: Path) -> None:
+    """Write a plot of ``suite`` to ``out`` (SVG or PNG by its suffix). Raises `VduError` for an unknown kind."""
+    if kind not in KINDS:
+        raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "vdu"
     from matplotlib import pyplot as plt
 
-    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None and r.get("u_fid") is not None]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for method in sorted({r["method"] for r in rows}):
-        mine = [r for r in rows if r["method"] == method]
-        ratio = [r["u_fid"] / r["u_fid_original"] for r in mine]
-        axes.scatter(ratio, [r["pul"] for r in mine], s=22, alpha=0.7, label=method)
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.axhline(100, color="grey", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("u-FID / u-FID of the original, filtered (log scale)")
-    axes.set_ylabel("PUL, percent")
-    axes.set_title(suite)
-    axes.legend(fontsize=8)
-    suffix = out.suffix.lstrip(".") or "svg"
-    with replacing(out) as beside:
-        figure.savefig(beside, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
-    plt.close(figure)
+    figure = plt.figure(figsize=(8.5, 4.5), layout="constrained")
+    try:
+        KINDS[kind](figure, suite, results)
+        suffix = out.suffix.lstrip(".") or "svg"
+        with replacing(out) as beside:
+            figure.savefig(beside, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
+    finally:
+        plt.close(figure)

@@ -103,7 +103,8 @@ def _zoo_model(suite: Suite) -> ZooModel:
 
 def result_path(results: Path, suite: Suite, run: Run) -> Path:
     """Where the result of one run lies."""
-    return results / suite.name / f"{run.label}-{run.target}-{run.seed}.json"
+    name = f"{run.label}-{run.target}-{run.seed}.json"
+    return results / suite.name / name.replace(",", "").replace(" ", "-")
 
 
 class _Bench:

@@ -10,18 +10,25 @@ from typing import Any
 
 from vdu.errors import VduError
 
-__all__ = ["read_rows", "render", "summary"]
+__all__ = ["read_results", "read_rows", "render", "summary"]
 
-COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_original", "total_variation", "changed", "seconds")
+COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_ratio", "total_variation", "changed", "seconds")
+
+
+def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
+    """The contents of all result files. Raises `VduError` where there is none."""
+    files = sorted((results / suite).glob("*.json"))
+    if not files:
+        raise VduError(f"no results of {suite} in {results}: make them with `vdu bench run {suite}`")
+    return [json.loads(path.read_text()) for path in files]
 
 
 def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
     """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
-    files = sorted((results / suite).glob("*.json"))
-    contents = [json.loads(path.read_text()) for path in files]
-    rows = [content.get("row", content) for content in contents]
-    if not rows:
-        raise VduError(f"no results of {suite} in {results}: make them with `vdu bench run {suite}`")
+    rows = [content.get("row", content) for content in read_results(suite, results)]
+    for row in rows:
+        if row.get("u_fid") is not None and row.get("u_fid_original"):
+            row["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
 
 

@@ -52,10 +52,11 @@ def bench_show(
 def bench_plot(
     suite: Suite,
     out: Annotated[Path, typer.Option(help="SVG or PNG file")],
+    kind: Annotated[str, typer.Option(help="frontier, cost or classes")] = "frontier",
     results: Results = Path("results"),
 ) -> None:
-    """Plot PUL against u-FID of all runs of a suite."""
-    from vdu.bench.plots import frontier
+    """Plot a suite: PUL against u-FID, PUL against seconds, or what became of every class."""
+    from vdu.bench.plots import plot
 
-    frontier(suite, results, out)
+    plot(kind, suite, results, out)
     typer.echo(str(out))
