@@ -1,0 +1,49 @@
+"""Tables and plots are made from result files alone."""
+
+import json
+import sys
+
+import pytest
+
+from vdu.bench.plots import plot
+from vdu.bench.tables import read_rows
+from vdu.cli import main
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two methods on two targets, as the suite writes them."""
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for method, pul in (("vdu", 96.0), ("ga", 40.0)):
+        for target in ("a", "b"):
+            row = {"method": method, "target": target, "seed": 0, "pul": pul, "u_fid": 1.2, "u_fid_original": 0.8}
+            shares = {"shares_before": [30.0, 60.0, 10.0], "shares_after": [2.0, 85.0, 13.0]}
+            evaluation = {"class_names": ["a", "b"], **shares}
+            content = {"row": row | {"seconds": 5.0}, "evaluation": evaluation}
+            (folder / f"{method}-{target}-0.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_rows_carry_the_ratio_to_the_originals_distance(results):
+    assert {r["u_fid_ratio"] for r in read_rows("some", results)} == {1.2 / 0.8}
+
+
+@pytest.mark.parametrize("kind", ["frontier", "cost", "classes"])
+def test_every_plot_names_its_methods_and_is_the_same_file_again(results, tmp_path, kind):
+    first, second = tmp_path / "1.svg", tmp_path / "2.svg"
+    plot(kind, "some", results, first)
+    plot(kind, "some", results, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert b"vdu" in first.read_bytes()
+
+
+def test_an_unknown_plot_and_a_suite_without_results_are_one_line(results, tmp_path, monkeypatch, capsys):
+    for words in (["some", "--kind", "clases"], ["other"]):
+        asked = ["vdu", "bench", "plot", *words, "--out", str(tmp_path / "x.svg"), "--results", str(results)]
+        monkeypatch.setattr(sys, "argv", asked)
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "x.svg").exists()
