@@ -1,28 +1,18 @@
-"""Labelled image corpora that models are trained on. MNIST: raw IDX files, big-endian (LeCun et al., 1998)."""
+"""MNIST: raw IDX files, big-endian (LeCun et al., 1998)."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vdu.errors import VduError, nearest
+from vdu.corpora.corpus import FilesRead
+from vdu.errors import VduError
 
-__all__ = ["Corpus", "load_corpus", "read_idx"]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Images ``(N, C, H, W)`` uint8, labels ``(N,)`` int64, class names, and the SHA-256 of the files read."""
-
-    images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-    sha256: str
+__all__ = ["read_idx", "read_mnist"]
 
 
 def read_idx(path: Path) -> Tensor:
@@ -48,19 +38,10 @@ def _find(folder: Path, stem: str) -> Path:
     )
 
 
-def _mnist(folder: Path, split: str) -> Corpus:
+def read_mnist(folder: Path, split: str) -> FilesRead:
+    """Images and labels of ``train`` or ``test``. Raises `VduError` when a file is missing or broken."""
     prefix = {"train": "train", "test": "t10k"}[split]
     paths = [_find(folder, f"{prefix}-images-idx3-ubyte"), _find(folder, f"{prefix}-labels-idx1-ubyte")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     images, labels = (read_idx(path) for path in paths)
-    return Corpus(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), digest)
-
-
-_READERS = {"mnist": _mnist}
-
-
-def load_corpus(name: str, folder: Path, split: str = "train") -> Corpus:
-    """Read a corpus from ``folder``. ``split`` is ``train`` or ``test``. Raises `VduError` when a file is missing."""
-    if name not in _READERS:
-        raise VduError(f"unknown corpus {name!r}: {nearest(name, _READERS)}")
-    return _READERS[name](folder, split)
+    return FilesRead(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), digest)
