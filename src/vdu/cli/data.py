@@ -14,11 +14,6 @@ __all__ = ["app"]
 app = make_app("Images from your own copy of a corpus.")
 
 
-@app.callback()
-def _group() -> None:
-    """Images from your own copy of a corpus."""
-
-
 @app.command("prepare")
 def data_prepare(
     corpus: Annotated[str, typer.Argument(help="mnist, cifar10 or tiny-imagenet-20")],

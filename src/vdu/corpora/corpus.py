@@ -81,7 +81,7 @@ class Corpus:
         return (self.labels == self.class_names.index(class_name)).nonzero().flatten()
 
     def resized(self, size: int) -> Corpus:
-        """Images of ``size`` × ``size``: each pixel is the mean of an area of old ones, so ``size`` must divide theirs."""
+        """Images of ``size`` × ``size``: each pixel the mean of an area; ``size`` must divide the old one."""
         height, width = self.images.shape[2:]
         if (height, width) == (size, size):
             return self
