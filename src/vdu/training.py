@@ -21,7 +21,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from vdu.augmentation import mirrored
 from vdu.checkpoint import load_state, replacing, save_state, write_tensors
+from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
 from vdu.ema import ema_update
 from vdu.errors import VduError, nearest
@@ -57,7 +59,7 @@ class Training(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings."""
+    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings, its judge."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -65,11 +67,13 @@ class Recipe(BaseModel):
     unet: dict[str, Any]
     noise: dict[str, Any]
     training: Training
+    classifier: ClassifierSettings = ClassifierSettings()
 
     def sha256(self) -> str:
-        """Identifies the settings: a state file of another recipe is refused on resume."""
+        """Identifies what the model depends on: a state file of another recipe is refused on resume."""
         # Without settings at their default: a setting that is added later leaves older hashes and state files valid.
-        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+        settings = self.model_dump_json(exclude_defaults=True, exclude={"classifier"})
+        return hashlib.sha256(settings.encode()).hexdigest()
 
     def load_corpus(self, data: Path, split: str = "train") -> Corpus:
         """The corpus in ``data`` at the size of the model. Raises `VduError` where both do not fit."""
@@ -110,19 +114,13 @@ def _learning_rate(training: Training, step: int) -> float:
     return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - start) / length))
 
 
-def _mirrored(images: Tensor, g: torch.Generator) -> Tensor:
-    """Each image of ``(B, C, H, W)`` flipped left to right with probability ½."""
-    chosen = torch.rand(len(images), generator=g) < 0.5
-    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
-
-
 def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training: Training, step: int) -> Tensor:
     g = generator(training.seed, "train", step)
     index = torch.randint(len(corpus.images), (training.batch_size,), generator=g)
     x = corpus.images[index].float() / 127.5 - 1
     if training.flip:
         # A stream of its own: flips leave the times and noises of a recipe without them as they are.
-        x = _mirrored(x, generator(training.seed, "flip", step))
+        x = mirrored(x, generator(training.seed, "flip", step))
     # Stratified times: one in each of B equal parts of the range, so that the loss varies less from batch to batch.
     share = (torch.arange(len(x)) + torch.rand(len(x), generator=g)) / len(x)
     t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)

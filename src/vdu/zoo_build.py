@@ -85,7 +85,7 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         backbone = load_backbone(beside / "pipeline")
         posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
         posterior.save(beside / "posterior.safetensors", torch.bfloat16)
-        save_classifier(*train_classifier(train, test), beside / "classifier")
+        save_classifier(*train_classifier(train, test, recipe.classifier), beside / "classifier")
         detector = load_detector(beside / "classifier")
         features = detector(test.images.float() / 127.5 - 1).features
         assert features is not None
