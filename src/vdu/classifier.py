@@ -6,6 +6,7 @@ lies under it is "none of the classes" (noise, broken shapes). The penultimate l
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class ClassifierSettings(BaseModel):
     epochs: int = 6
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    weights: Literal["fp32", "fp16"] = "fp32"  # in which it is stored; what is measured is what is stored
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def train_classifier(
 ) -> tuple[nn.Module, ClassifierCard]:
     """Fit on ``train``, calibrate the reject and measure accuracy on ``test``. AdamW with one-cycle learning rate.
 
-    Images are moved a little, and mirrored where that keeps their class.
+    Images are moved a little, and mirrored where that keeps their class. The network's weights are of the type in which
+    they are to be stored (`save_classifier`); the card's figures are those of the stored ones.
     """
     torch.manual_seed(seed)
     channels, height, width = train.images.shape[1:]
@@ -125,7 +128,10 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
-    probabilities, features = predict(model, test.images.float() / 127.5 - 1)
+    measured = model
+    if settings.weights == "fp16":
+        measured = copy.deepcopy(model.half()).float()
+    probabilities, features = predict(measured, test.images.float() / 127.5 - 1)
     confidence, predicted = probabilities.max(1)
     card = ClassifierCard(
         class_names=list(train.class_names),
