@@ -119,8 +119,18 @@ def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(VduError, match="cut short"):
         load_corpus("mnist", data)
+    images.write_bytes(images.read_bytes()[:9])
+    with pytest.raises(VduError, match="cut short"):
+        load_corpus("mnist", data)
     images.write_bytes(b"PK not idx")
     with pytest.raises(VduError, match="not an IDX file"):
+        load_corpus("mnist", data)
+    images.unlink()
+    images.with_name(f"{images.name}.gz").write_bytes(b"not packed")
+    with pytest.raises(VduError, match="cannot be unpacked"):
+        load_corpus("mnist", data)
+    _idx(images, torch.zeros(19, 8, 8, dtype=torch.uint8))
+    with pytest.raises(VduError, match="19 images and 20 labels"):
         load_corpus("mnist", data)
 
 

@@ -105,17 +105,7 @@ def _augmented(x: Tensor, g: torch.Generator, mirror_keeps_class: bool) -> Tenso
     return moved_each(mirrored(x, g), g) if mirror_keeps_class else moved_together(x, g)
 
 
-def train_classifier(
-    train: Corpus, test: Corpus, settings: ClassifierSettings, *, batch_size: int = 128, seed: int = 0
-) -> tuple[nn.Module, ClassifierCard]:
-    """Fit on ``train``, calibrate the reject and measure accuracy on ``test``. AdamW with one-cycle learning rate.
-
-    Images are moved a little, and mirrored where that keeps their class. The network's weights are of the type in which
-    they are to be stored (`save_classifier`); the card's figures are those of the stored ones.
-    """
-    torch.manual_seed(seed)
-    channels, height, width = train.images.shape[1:]
-    model = _ARCHITECTURES[settings.architecture](channels, len(train.class_names), settings.width, FEATURE_DIMENSIONS)
+def _fit(model: nn.Module, train: Corpus, settings: ClassifierSettings, batch_size: int, seed: int) -> None:
     steps = settings.epochs * (len(train.images) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=steps)
@@ -128,16 +118,28 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
-    measured = model
-    if settings.weights == "fp16":
-        measured = copy.deepcopy(model.half()).float()
-    probabilities, features = predict(measured, test.images.float() / 127.5 - 1)
+
+
+def train_classifier(
+    train: Corpus, test: Corpus, settings: ClassifierSettings, *, batch_size: int = 128, seed: int = 0
+) -> tuple[nn.Module, ClassifierCard]:
+    """Fit on ``train``, calibrate the reject and measure accuracy on ``test``. AdamW with one-cycle learning rate.
+
+    Images are moved a little, and mirrored where that keeps their class. The network's weights are of the type in which
+    they are to be stored (`save_classifier`); the card's figures are those of the stored ones.
+    """
+    torch.manual_seed(seed)
+    channels, height, width = train.images.shape[1:]
+    model = _ARCHITECTURES[settings.architecture](channels, len(train.class_names), settings.width, FEATURE_DIMENSIONS)
+    _fit(model, train, settings, batch_size, seed)
+    measured = copy.deepcopy(model.half()).float() if settings.weights == "fp16" else model
+    probabilities, _ = predict(measured, test.images.float() / 127.5 - 1)
     confidence, predicted = probabilities.max(1)
     card = ClassifierCard(
         class_names=list(train.class_names),
         shape=[channels, height, width],
         width=settings.width,
-        feature_dimensions=features.shape[1],
+        feature_dimensions=FEATURE_DIMENSIONS,
         threshold=float(confidence.quantile(REJECTED_SHARE_OF_REAL)),
         test_accuracy=float((predicted == test.labels).double().mean()),
         test_images=len(test.images),

@@ -68,6 +68,8 @@ class Corpus:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise VduError(f"these files name the class {twice[0]!r} twice: give every class its own name")
+        if len(read.images) != len(read.labels):
+            raise VduError(f"{len(read.images)} images and {len(read.labels)} labels: give the files of one split")
         wrong = (read.labels < 0) | (read.labels >= len(names))
         if wrong.any():
             first = int(wrong.nonzero()[0])

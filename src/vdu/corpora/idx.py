@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import torch
@@ -17,15 +18,20 @@ __all__ = ["read_idx", "read_mnist"]
 
 def read_idx(path: Path) -> Tensor:
     """One IDX file of unsigned bytes (``.gz`` or not) as a uint8 tensor of the shape that its header states."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise VduError(f"{path} cannot be unpacked ({type(error).__name__}): fetch it again") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise VduError(f"{path} is not an IDX file of unsigned bytes: give the raw MNIST files")
     dims = raw[3]
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
-    body = torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8)
-    if body.numel() != torch.Size(shape).numel():
-        raise VduError(f"{path} is cut short: {body.numel()} bytes for shape {shape}; fetch it again")
-    return body.reshape(shape)
+    body = bytearray(raw[4 + 4 * dims :])
+    if not body or len(body) != torch.Size(shape).numel():
+        raise VduError(f"{path} is cut short: {len(body)} bytes for shape {shape}; fetch it again")
+    return torch.frombuffer(body, dtype=torch.uint8).reshape(shape)
 
 
 def _find(folder: Path, stem: str) -> Path:
