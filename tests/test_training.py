@@ -48,9 +48,9 @@ def _with(recipe, **training):
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_resume_equals_uninterrupted(flip, recipe, data, tmp_path, monkeypatch):
-    recipe = _with(recipe, flip=flip)
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"flip": True, "precision": "bf16"}])
+def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatch):
+    recipe = _with(recipe, **options)
     whole = load_file(train(recipe, data, tmp_path / "whole") / "unet" / "diffusion_pytorch_model.safetensors")
 
     def save_and_stop(*arguments):
