@@ -1,14 +1,18 @@
 """Pre-training: resume equals uninterrupted, and what is not the raw corpus is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 import vdu.training
 from vdu import VduError
 from vdu.checkpoint import save_state
-from vdu.corpora import load_corpus
-from vdu.training import Recipe, read_recipe, train
+from vdu.corpora import Corpus, load_corpus
+from vdu.model_zoo import find_zoo_model
+from vdu.training import RECIPES, Recipe, _checkpoint_steps, read_recipe, train
 
 
 def _idx(path, tensor):
@@ -40,7 +44,13 @@ def recipe():
     return Recipe(name="tiny", corpus="mnist", unet=unet, noise={"num_train_timesteps": 50}, training=settings)
 
 
-def test_resume_equals_uninterrupted(recipe, data, tmp_path, monkeypatch):
+def _with(recipe, **training):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"flip": True, "precision": "bf16"}])
+def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatch):
+    recipe = _with(recipe, **options)
     whole = load_file(train(recipe, data, tmp_path / "whole") / "unet" / "diffusion_pytorch_model.safetensors")
 
     def save_and_stop(*arguments):
@@ -59,9 +69,47 @@ def test_resume_equals_uninterrupted(recipe, data, tmp_path, monkeypatch):
 
 def test_a_state_of_other_settings_is_refused(recipe, data, tmp_path):
     train(recipe, data, tmp_path / "run")
-    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 1})})
-    with pytest.raises(VduError, match="other settings"):
-        train(other, data, tmp_path / "run")
+    for other in (_with(recipe, seed=1), _with(recipe, flip=True)):
+        with pytest.raises(VduError, match="other settings"):
+            train(other, data, tmp_path / "run")
+
+
+def test_flips_are_half_of_the_images_and_leave_the_other_draws(recipe, monkeypatch):
+    corpus = Corpus(torch.arange(4).expand(50, 1, 4, 4).byte(), torch.zeros(50), ("a",), "", "tiny", True, True)
+    seen = []
+
+    def network(x_t, t):
+        seen.append((x_t, t))
+        return SimpleNamespace(sample=x_t)
+
+    scheduler = DDPMScheduler(num_train_timesteps=50)
+    for flip in (False, True, True):
+        vdu.training._loss(network, scheduler, corpus, _with(recipe, flip=flip, batch_size=200).training, step=3)
+    (plain, t), (flipped, t_flipped), (again, _) = seen
+    assert torch.equal(t, t_flipped)
+    assert torch.equal(flipped, again)
+    share = (plain != flipped).any(dim=(1, 2, 3)).double().mean()
+    assert 0.35 < share < 0.65
+
+
+def test_an_option_left_at_its_default_keeps_the_hash_of_a_recipe():
+    shipped = find_zoo_model("mnist").provenance
+    assert Recipe.model_validate(shipped["recipe"]).sha256() == shipped["recipe_sha256"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
+def test_shipped_recipes_make_a_network(name):
+    recipe = read_recipe(name)
+    network = UNet2DModel(**recipe.unet)
+    assert 2e6 < sum(p.numel() for p in network.parameters()) < 5e6
+    assert len(_checkpoint_steps(recipe.training)) == recipe.training.posterior_checkpoints
+    assert recipe.training.flip == (name != "mnist")
+
+
+@pytest.mark.parametrize("unet", [{"in_channels": 3}, {"sample_size": None}])
+def test_a_network_that_does_not_fit_the_corpus_is_refused(unet, recipe, data):
+    with pytest.raises(VduError, match="does not fit mnist"):
+        recipe.model_copy(update={"unet": recipe.unet | unet}).load_corpus(data)
 
 
 def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
@@ -71,8 +119,18 @@ def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(VduError, match="cut short"):
         load_corpus("mnist", data)
+    images.write_bytes(images.read_bytes()[:9])
+    with pytest.raises(VduError, match="cut short"):
+        load_corpus("mnist", data)
     images.write_bytes(b"PK not idx")
     with pytest.raises(VduError, match="not an IDX file"):
+        load_corpus("mnist", data)
+    images.unlink()
+    images.with_name(f"{images.name}.gz").write_bytes(b"not packed")
+    with pytest.raises(VduError, match="cannot be unpacked"):
+        load_corpus("mnist", data)
+    _idx(images, torch.zeros(19, 8, 8, dtype=torch.uint8))
+    with pytest.raises(VduError, match="19 images and 20 labels"):
         load_corpus("mnist", data)
 
 

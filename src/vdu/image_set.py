@@ -18,10 +18,11 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["CAPTION_FILES", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set"]
+__all__ = ["CAPTION_FILES", "PROVENANCE_FILE", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
+PROVENANCE_FILE = "provenance.json"
 GREY_TOLERANCE_LEVELS = 8
 SMALLEST_UPSCALED_SHARE = 0.5
 ASPECT_TOLERANCE = 0.05
@@ -108,7 +109,8 @@ def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
         raise VduError(f"no images in {folder}: give a folder with {', '.join(sorted(SUFFIXES))} files")
-    ignored = len(files) - len(images) - sum(p.parent == folder and p.name in CAPTION_FILES for p in files)
+    known = (*CAPTION_FILES, PROVENANCE_FILE)
+    ignored = len(files) - len(images) - sum(p.parent == folder and p.name in known for p in files)
     return images, ((f"{ignored} files that are not images were ignored",) if ignored else ())
 
 

@@ -4,7 +4,7 @@ pipeline/                ordinary diffusers folder, EMA weights
 posterior.safetensors    p(θ|D) from the training checkpoints
 classifier/              detector and feature extractor
 reference.safetensors    classifier features (N, D) and labels (N,) of real held-out images
-forget/<class>/*.png     images to forget
+forget/<class>/*.png     images to forget, where the corpus may be passed on
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ class ZooModel:
         """What made the weights: recipe, data hash, seed, quality."""
         provenance: dict[str, Any] = json.loads((self.folder / "provenance.json").read_text())
         return provenance
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that the model's classifier tells apart."""
+        names: list[str] = json.loads((self.classifier / "config.json").read_text())["class_names"]
+        return names
+
+    @property
+    def forget_images(self) -> str:
+        """Where the forget images are, or how to make them."""
+        folder = self.folder / "forget"
+        said: str = f"in {folder}" if folder.is_dir() else self.provenance["forget_images"]
+        return said
 
     def forget(self, class_name: str) -> Path:
         """The folder of shipped forget images of one class."""

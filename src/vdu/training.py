@@ -21,7 +21,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from vdu.augmentation import mirrored
 from vdu.checkpoint import load_state, replacing, save_state, write_tensors
+from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
 from vdu.ema import ema_update
 from vdu.errors import VduError, nearest
@@ -48,6 +50,7 @@ class Training(BaseModel):
     state_every_steps: int
     posterior_checkpoints: int
     posterior_from_fraction: float
+    flip: bool = False  # each image is mirrored left to right with probability ½
 
     @property
     def steps(self) -> int:
@@ -56,7 +59,7 @@ class Training(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings."""
+    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings, its judge."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -64,10 +67,22 @@ class Recipe(BaseModel):
     unet: dict[str, Any]
     noise: dict[str, Any]
     training: Training
+    classifier: ClassifierSettings = ClassifierSettings()
 
     def sha256(self) -> str:
-        """Identifies the settings: a state file of another recipe is refused on resume."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Identifies what the model depends on: a state file of another recipe is refused on resume."""
+        # Without settings at their default: a setting that is added later leaves older hashes and state files valid.
+        settings = self.model_dump_json(exclude_defaults=True, exclude={"classifier"})
+        return hashlib.sha256(settings.encode()).hexdigest()
+
+    def load_corpus(self, data: Path, split: str = "train") -> Corpus:
+        """The corpus in ``data`` at the size of the model. Raises `VduError` where both do not fit."""
+        corpus = load_corpus(self.corpus, data, split)
+        channels, size = self.unet.get("in_channels"), self.unet.get("sample_size")
+        if channels != corpus.images.shape[1] or not isinstance(size, int):
+            wanted = f"in_channels = {corpus.images.shape[1]} and a whole number as sample_size"
+            raise VduError(f"recipe {self.name} does not fit {self.corpus}: its unet needs {wanted}")
+        return corpus.resized(size)
 
 
 def read_recipe(name: str) -> Recipe:
@@ -103,6 +118,9 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     g = generator(training.seed, "train", step)
     index = torch.randint(len(corpus.images), (training.batch_size,), generator=g)
     x = corpus.images[index].float() / 127.5 - 1
+    if training.flip:
+        # A stream of its own: flips leave the times and noises of a recipe without them as they are.
+        x = mirrored(x, generator(training.seed, "flip", step))
     # Stratified times: one in each of B equal parts of the range, so that the loss varies less from batch to batch.
     share = (torch.arange(len(x)) + torch.rand(len(x), generator=g)) / len(x)
     t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
@@ -127,7 +145,7 @@ def train(recipe: Recipe, data: Path, out: Path, log_every_steps: int = 50) -> P
     Writes ``out/pipeline`` (the EMA weights, a `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA
     weights, for the posterior), ``out/log.jsonl`` and ``out/provenance.json``. Returns the pipeline folder.
     """
-    corpus, settings = load_corpus(recipe.corpus, data), recipe.training
+    corpus, settings = recipe.load_corpus(data), recipe.training
     torch.manual_seed(settings.seed)
     model = UNet2DModel(**recipe.unet)
     average = copy.deepcopy(model).eval()
@@ -166,7 +184,7 @@ def _finish(recipe: Recipe, corpus: Corpus, average: UNet2DModel, scheduler: DDP
     with replacing(out / "pipeline") as beside:
         DDPMPipeline(unet=average, scheduler=scheduler).save_pretrained(beside)
     provenance = {
-        "command": f"vdu train {recipe.name} --data MNIST_FOLDER --out OUT",
+        "command": f"vdu train {recipe.name} --data DATA --out OUT",
         "recipe": recipe.model_dump(),
         "recipe_sha256": recipe.sha256(),
         "data_sha256": corpus.sha256,

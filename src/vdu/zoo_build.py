@@ -13,24 +13,23 @@ from typing import Any
 
 import torch
 from diffusers import DDPMPipeline
-from PIL import Image
 
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.checkpoint import replacing
 from vdu.classifier import save_classifier, train_classifier
-from vdu.corpora import Corpus, load_corpus
+from vdu.corpora import Corpus
 from vdu.detector import load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Sampler
+from vdu.forget_folder import FORGET_IMAGES, write_class_images
 from vdu.metrics import class_shares
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.reference import Reference
 from vdu.sampling import SAMPLER
+from vdu.training import Recipe
 
 __all__ = ["build_zoo_model"]
-
-FORGET_IMAGES = 100
 
 
 def _write_half_precision(source: Path, out: Path) -> None:
@@ -44,13 +43,17 @@ def _write_half_precision(source: Path, out: Path) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _write_forget_images(corpus: Corpus, folder: Path) -> None:
-    for index, name in enumerate(corpus.class_names):
-        (folder / name).mkdir(parents=True)
-        chosen = (corpus.labels == index).nonzero().flatten()[:FORGET_IMAGES]
-        for number in chosen.tolist():
-            pixels = corpus.images[number].permute(1, 2, 0).squeeze(-1).numpy()
-            Image.fromarray(pixels).save(folder / name / f"{number:05d}.png", optimize=True)
+def _forget_images(corpus: Corpus, folder: Path) -> str:
+    """Write those that may be shipped; returns what the provenance says of them."""
+    if not corpus.redistributable:
+        size = corpus.images.shape[-1]
+        return (
+            f"not shipped, {corpus.name} may not be passed on; make them from your own copy: vdu data prepare "
+            f"{corpus.name} --data DATA --class NAME --count {FORGET_IMAGES} --size {size} --out FORGET"
+        )
+    for name in corpus.class_names:
+        write_class_images(corpus, name, FORGET_IMAGES, folder / name)
+    return f"the first {FORGET_IMAGES} training images of each class; the name is the image's number"
 
 
 def _quality(folder: Path, sampler: Sampler) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     except OSError as error:
         raise VduError(f"{run} has no provenance.json: finish `vdu train` into it first") from error
-    name = provenance["recipe"]["corpus"]
-    train, test = load_corpus(name, data), load_corpus(name, data, "test")
+    recipe = Recipe.model_validate(provenance["recipe"])
+    train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
     with replacing(out) as beside:
         beside.mkdir()
         _write_half_precision(run / "pipeline", beside / "pipeline")
@@ -82,19 +85,18 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         backbone = load_backbone(beside / "pipeline")
         posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
         posterior.save(beside / "posterior.safetensors", torch.bfloat16)
-        save_classifier(*train_classifier(train, test), beside / "classifier")
+        save_classifier(*train_classifier(train, test, recipe.classifier), beside / "classifier")
         detector = load_detector(beside / "classifier")
         features = detector(test.images.float() / 127.5 - 1).features
         assert features is not None
         Reference(features, test.labels).save(beside / "reference.safetensors", detector)
-        _write_forget_images(train, beside / "forget")
         provenance |= {
             "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
             "model_sha256": weights_sha256(backbone.network),
             "parameters": sum(p.numel() for p in backbone.network.parameters()),
             "posterior_checkpoints": posterior.count,
             "classifier": json.loads((beside / "classifier" / "config.json").read_text()),
-            "forget_images": f"the first {FORGET_IMAGES} training images of each class; the name is the image's number",
+            "forget_images": _forget_images(train, beside / "forget"),
             "quality": [_quality(beside, Sampler(steps=steps)) for steps in (12, 25)],
             "versions": package_versions(),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vdu.cli import bench, delta, evaluation, methods, posterior, sampling, unlearning, zoo
+from vdu.cli import bench, data, delta, evaluation, methods, posterior, sampling, unlearning, zoo
 from vdu.cli.options import make_app
 from vdu.errors import VduError
 
@@ -18,6 +18,7 @@ app.command()(sampling.train)
 app.command()(sampling.sample)
 app.command(name="apply")(delta.apply_command)
 app.command(name="revert")(delta.revert_command)
+app.add_typer(data.app, name="data")
 app.add_typer(posterior.app, name="posterior")
 app.add_typer(bench.app, name="bench")
 app.add_typer(zoo.app, name="zoo")

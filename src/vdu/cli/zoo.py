@@ -21,8 +21,7 @@ def zoo_list() -> None:
     from vdu.model_zoo import zoo_models
 
     for model in zoo_models():
-        classes = ", ".join(sorted(p.name for p in (model.folder / "forget").iterdir()))
-        typer.echo(f"{model.name}: classes {classes}; forget images in {model.folder / 'forget'}")
+        typer.echo(f"{model.name}: classes {', '.join(model.class_names)}; forget images {model.forget_images}")
 
 
 @app.command("build")

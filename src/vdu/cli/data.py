@@ -1,0 +1,33 @@
+"""`vdu data …`: forget folders from the user's own copy of a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdu.cli.options import Overwrite, make_app
+
+__all__ = ["app"]
+
+app = make_app("Images from your own copy of a corpus.")
+
+
+@app.command("prepare")
+def data_prepare(
+    corpus: Annotated[str, typer.Argument(help="mnist, cifar10 or tiny-imagenet-20")],
+    data: Annotated[Path, typer.Option(help="folder with the corpus")],
+    class_: Annotated[str, typer.Option("--class", help="name of the class")],
+    out: Annotated[Path, typer.Option(help="forget folder to write")],
+    count: Annotated[int, typer.Option(min=1, help="how many of its first training images")] = 100,
+    size: Annotated[int | None, typer.Option(min=1, help="side in pixels; default: the corpus' own")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the first training images of a class as PNG files, for `vdu unlearn --forget`."""
+    from vdu.forget_folder import prepare_forget_folder
+
+    made = prepare_forget_folder(corpus, data, class_, out, count=count, size=size, overwrite=overwrite)
+    typer.echo(f"{made['images']} images of {class_}: {out}")
+    if not made["redistributable"]:
+        typer.echo(f"notice: the images of {corpus} may not be passed on; keep this folder to yourself")

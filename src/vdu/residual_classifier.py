@@ -1,0 +1,48 @@
+"""A nine-layer residual network for small colour images: the layout of Page's DAWNBench entry (2018), with Adam.
+
+conv w → [conv 2w, halve] → residual 2w → [conv 4w, halve] → [conv 8w, halve] → residual 8w → mean → features → head
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["ResidualClassifier"]
+
+
+def _convolution(into: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class _Residual(nn.Module):
+    """``x + f(x)``, f two convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.body(x)
+        return out
+
+
+class ResidualClassifier(nn.Module):
+    """First layer of ``width`` channels, last of 8 × ``width``; ``feature_dimensions`` features; a linear head."""
+
+    def __init__(self, channels: int, classes: int, width: int, feature_dimensions: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _convolution(channels, width),
+            *(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width)),
+            *(_convolution(2 * width, 4 * width), nn.MaxPool2d(2)),
+            *(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.features = nn.Sequential(nn.Linear(8 * width, feature_dimensions), nn.ReLU())
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(feature_dimensions, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, K)`` and features ``(B, D)`` of images ``(B, C, H, W)`` in [-1, 1]."""
+        features = self.features(self.body(x))
+        return self.head(self.dropout(features)), features
