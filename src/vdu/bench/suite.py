@@ -37,12 +37,13 @@ SUITES = Path(__file__).parent / "suites"
 
 
 class Arm(BaseModel):
-    """A method with settings, under a label."""
+    """A method with settings, under a label; ``forget_images`` takes the first few of the shipped ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: str
     settings: dict[str, Any] = {}
     share: float | None = None
+    forget_images: int | None = Field(None, ge=1)
 
 
 class Suite(BaseModel):
@@ -162,10 +163,11 @@ def _row(run: Run, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> di
 def _result(bench: _Bench, run: Run) -> dict[str, Any]:
     zoo = bench.zoo
     retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
+    images = sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images]
     try:
         done = unlearn(
             zoo.name,
-            zoo.forget(run.target),
+            images,
             run.arm.method,
             retain=retain,
             settings=run.arm.settings,
