@@ -23,14 +23,14 @@ __all__ = ["METHOD"]
 class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
-    steps: Count = 100
+    steps: Count = 150
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    guard_every_steps: int = Field(50, ge=0)
+    guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
-    gamma: float = Field(0.5, ge=0, le=1, description="weight of own samples against forget images")
-    strength: float = Field(2.0, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
+    gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images")
+    strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
 
 
