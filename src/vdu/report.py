@@ -136,7 +136,7 @@ def _guard_verdict(unlearning: dict[str, Any]) -> str:
     why = "no detector was given" if judge == "label-free" else "no evaluation was made"
     start = f"Forgetting was not measured: {why}"
     if ends is None:
-        return f"{start}; {who} did not look."
+        return f"{start}; {who} recorded nothing."
     if unlearning["best_step"] == 0:
         return f"{start}; {who} accepted no step, so the result is the original: the model did NOT forget."
     before, after = (_finite(end["forget_share"]) for end in ends)
