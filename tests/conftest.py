@@ -48,6 +48,11 @@ def few_samples(monkeypatch):
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
     score, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_head
     monkeypatch.setattr("vdu.preparation.fit_forget_score", lambda *a, **k: score(*a, **k, steps=3))
-    monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)
     monkeypatch.setattr("vdu.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
+
+
+@pytest.fixture(autouse=True)
+def _small_banks(monkeypatch):
+    """A few noised images instead of thousands."""
+    monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)

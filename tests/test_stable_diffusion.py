@@ -26,6 +26,7 @@ from vdu.captions import forget_captions
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.cli import main
 from vdu.delta import DELTA_FILE, apply_delta, revert_delta
+from vdu.discriminator import fit_head
 from vdu.evaluation import Sampler
 from vdu.guard import Guard
 from vdu.image_set import load_image_set
@@ -108,6 +109,8 @@ def _few_samples(monkeypatch):
     monkeypatch.setattr("vdu.unlearning.Preparation", partial(Preparation, **few))
     monkeypatch.setattr("vdu.unlearning.Guard", partial(Guard, count=8, sampler_steps=2))
     monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
+    monkeypatch.setattr("vdu.responsibility.STEPS", 5)
+    monkeypatch.setattr("vdu.preparation.fit_head", partial(fit_head, steps=10))
 
 
 @pytest.fixture
