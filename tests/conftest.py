@@ -1,12 +1,17 @@
 """Real diffusers classes at a tiny size."""
 
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import vdu.guard
+import vdu.loop
 import vdu.preparation
 from vdu.backbone import Backbone, load_backbone
+from vdu.cli import main
 from vdu.preparation import Preparation
 
 
@@ -56,3 +61,27 @@ def few_samples(monkeypatch):
 def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
     monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)
+
+
+def run_vdu(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of the command line."""
+    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    captured = capsys.readouterr()
+    return left.value.code or 0, captured.out, captured.err
+
+
+@contextmanager
+def interrupted_after_state(monkeypatch):
+    """What runs inside is interrupted right after its first state is written; fails where it is not."""
+    save = vdu.loop.save_state
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vdu.loop, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

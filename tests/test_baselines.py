@@ -1,17 +1,14 @@
 """What every method must do, and the needs that are refused."""
 
 import math
-import sys
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import interrupted_after_state, make_pipeline, run_vdu
 from PIL import Image
 
-import vdu.loop
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
-from vdu.cli import main
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
@@ -44,16 +41,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_the_sets_are_on_record(
     kept = whole.record["retain"]
     assert (kept is None) == ("retain" not in METHODS[method].settings.needs)
     assert kept is None or (kept["images"], len(kept["sha256"])) == (9, 64)
-    save = vdu.loop.save_state
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(vdu.loop, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            _run(method, forget, retain, state_folder=tmp_path)
+    with interrupted_after_state(monkeypatch):
+        _run(method, forget, retain, state_folder=tmp_path)
     resumed = _run(method, forget, retain, state_folder=tmp_path)
     assert resumed.record["result_sha256"] == whole.record["result_sha256"]
     assert len(resumed.record["history"]) == 4
@@ -96,14 +85,6 @@ def test_what_would_not_be_used_and_what_contradicts_is_refused(forget, retain):
         unlearn(make_pipeline(), forget, "esd", teacher=make_pipeline("v_prediction"))
 
 
-def _vdu(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    return left.value.code or 0, captured.out, captured.err
-
-
 def _folder(path, shades):
     path.mkdir()
     for shade in shades:
@@ -116,15 +97,15 @@ def test_the_command_line_takes_a_retain_folder_and_refuses_without(tmp_path, mo
     bad, good = _folder(tmp_path / "bad", (200, 210, 220)), _folder(tmp_path / "good", (10, 20, 30, 40))
     out = tmp_path / "clean"
     basic = ("unlearn", tmp_path / "model", "--forget", bad, "--out", out, "--method", "siss", "--share", "0.3")
-    code, _, err = _vdu(monkeypatch, capsys, *basic)
+    code, _, err = run_vdu(monkeypatch, capsys, *basic)
     assert code == 2
     assert err.strip() == "vdu: method siss needs images to keep: give --retain FOLDER"
-    code, _, err = _vdu(monkeypatch, capsys, *basic, "--retain", tmp_path / "absent")
+    code, _, err = run_vdu(monkeypatch, capsys, *basic, "--retain", tmp_path / "absent")
     assert code == 2
     assert "give --retain a folder" in err
     assert not out.exists()
     short = ("--set", "steps=1", "--precision", "fp32")
-    code, _, err = _vdu(monkeypatch, capsys, *basic, "--retain", good, *short)
+    code, _, err = run_vdu(monkeypatch, capsys, *basic, "--retain", good, *short)
     assert code == 0, err
     assert "images to keep | 4" in (out / "README.md").read_text()
 
@@ -136,7 +117,7 @@ def test_a_shipped_model_brings_images_of_the_other_classes():
 
 
 def test_methods_are_listed_with_their_needs(monkeypatch, capsys):
-    code, out, _ = _vdu(monkeypatch, capsys, "methods")
+    code, out, _ = run_vdu(monkeypatch, capsys, "methods")
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert set(lines) == set(METHODS)

@@ -1,13 +1,12 @@
 """Tables and plots are made from result files alone."""
 
 import json
-import sys
 
 import pytest
+from conftest import run_vdu
 
 from vdu.bench.plots import plot
 from vdu.bench.tables import read_rows
-from vdu.cli import main
 
 
 @pytest.fixture
@@ -40,10 +39,8 @@ def test_every_plot_names_its_methods_and_is_the_same_file_again(results, tmp_pa
 
 def test_an_unknown_plot_and_a_suite_without_results_are_one_line(results, tmp_path, monkeypatch, capsys):
     for words in (["some", "--kind", "clases"], ["other"]):
-        asked = ["vdu", "bench", "plot", *words, "--out", str(tmp_path / "x.svg"), "--results", str(results)]
-        monkeypatch.setattr(sys, "argv", asked)
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert left.value.code == 2
-        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        options = ("--out", tmp_path / "x.svg", "--results", results)
+        code, _, err = run_vdu(monkeypatch, capsys, "bench", "plot", *words, *options)
+        assert code == 2
+        assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "x.svg").exists()

@@ -6,12 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, run_vdu
 from PIL import Image
 
 from vdu.bench.suite import read_suite
 from vdu.bench.tables import render
-from vdu.cli import main
 from vdu.errors import VduError
 
 ROW_KEYS = {
@@ -39,19 +38,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _vdu(monkeypatch, capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    return left.value.code or 0, captured.out, captured.err
-
-
 def _unlearn(monkeypatch, capsys, folder, *more):
     short = ("--set", "steps=2", "--set", "guard_every_steps=1", "--share", "0.3", "--precision", "fp32")
     basic = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "clean")
-    return _vdu(monkeypatch, capsys, *basic, *short, "--samples", "8", "--sampler-steps", "2", *more)
+    return run_vdu(monkeypatch, capsys, *basic, *short, "--samples", "8", "--sampler-steps", "2", *more)
 
 
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
@@ -65,7 +55,7 @@ def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     }
     figures = folder / "figures.json"
     again = ("evaluate", folder / "model", clean, *detector, "--samples", "8", "--sampler-steps", "2")
-    code, _, err = _vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32", "--out", figures)
+    code, _, err = run_vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32", "--out", figures)
     assert code == 0, err
     first, second = (json.loads(p.read_text()) for p in (clean / "evaluation.json", figures))
     assert first["pul"] == second["pul"]
@@ -119,23 +109,25 @@ def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
 
 def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
-    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
-    _refused(_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
     index = folder / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))
-    _refused(_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
 
 
 def test_posterior_commands(folder, monkeypatch, capsys):
     out = folder / "p.safetensors"
-    code, said, err = _vdu(monkeypatch, capsys, "posterior", "fisher", folder / "model", "--samples", 2, "--out", out)
+    code, said, err = run_vdu(
+        monkeypatch, capsys, "posterior", "fisher", folder / "model", "--samples", 2, "--out", out
+    )
     assert code == 0, err
     assert "median sd" in said
-    code, said, _ = _vdu(monkeypatch, capsys, "posterior", "show", out)
+    code, said, _ = run_vdu(monkeypatch, capsys, "posterior", "show", out)
     assert code == 0
     assert "source fisher" in said
     arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
-    _refused(_vdu(monkeypatch, capsys, *arguments), "at least 2")
+    _refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
 
 
 def test_help_needs_no_heavy_import():

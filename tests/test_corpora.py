@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import run_vdu
 from PIL import Image
 
 from vdu import VduError
-from vdu.cli import main
 from vdu.corpora import load_corpus
 from vdu.corpora.corpus import Corpus, CorpusFacts, FilesRead
 from vdu.image_set import load_image_set
@@ -192,10 +192,8 @@ def test_a_class_named_twice_is_refused():
 def _prepare(monkeypatch, capsys, folder, *more):
     """Exit code and standard error of `vdu data prepare cifar10`."""
     arguments = ("data", "prepare", "cifar10", "--data", folder, "--out", folder / "forget", *more)
-    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    return left.value.code or 0, capsys.readouterr().err
+    code, _, err = run_vdu(monkeypatch, capsys, *arguments)
+    return code, err
 
 
 def test_prepare_writes_the_first_images_of_a_class(tmp_path, monkeypatch, capsys):

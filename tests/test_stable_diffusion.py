@@ -3,11 +3,11 @@
 import json
 import math
 import shutil
-import sys
 from functools import partial
 
 import pytest
 import torch
+from conftest import run_vdu
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -24,7 +24,6 @@ from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.captions import forget_captions
 from vdu.checkpoint import read_tensors, write_tensors
-from vdu.cli import main
 from vdu.delta import DELTA_FILE, apply_delta, revert_delta
 from vdu.discriminator import fit_head
 from vdu.evaluation import Sampler
@@ -359,20 +358,12 @@ def test_networks_of_another_kind_are_refused(unet, said, tmp_path):
         load_backbone(make_pipeline(tmp_path, **unet))
 
 
-def _vdu(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    return left.value.code or 0, captured.out, captured.err
-
-
 def test_the_command_line_makes_applies_and_reverts_a_delta(pipeline, folder, tmp_path, monkeypatch, capsys):
     pipeline.save_pretrained(tmp_path / "model")
     (tmp_path / "neutral.txt").write_text("a blue apple\n\na pear\n")
     settings = [f"--set={name}={json.dumps(value)}" for name, value in SHORT.items()]
     asked = ("--prompt", "a red apple", "--neutral-prompts", tmp_path / "neutral.txt", "--guidance-scale", "2")
-    code, _, err = _vdu(
+    code, _, err = run_vdu(
         *(monkeypatch, capsys, "unlearn", tmp_path / "model", "--forget", folder, "--out", tmp_path / "delta"),
         *("--method", "ga", "--share", "0.2", "--precision", "fp32", "--save", "delta", *settings, *asked),
     )
@@ -380,7 +371,7 @@ def test_the_command_line_makes_applies_and_reverts_a_delta(pipeline, folder, tm
     record = json.loads((tmp_path / "delta" / "unlearning.json").read_text())
     assert record["prompts"] == {"neutral": ["a blue apple", "a pear"], "forget": ["a red apple"], "guidance_scale": 2}
     for command, source, out in (("apply", "model", "clean"), ("revert", "clean", "again")):
-        code, _, err = _vdu(
+        code, _, err = run_vdu(
             monkeypatch, capsys, command, tmp_path / source, tmp_path / "delta", "--out", tmp_path / out
         )
         assert code == 0, err
@@ -389,7 +380,7 @@ def test_the_command_line_makes_applies_and_reverts_a_delta(pipeline, folder, tm
     ]
     assert hashes[0] == hashes[2] == record["model_sha256"]
     assert hashes[1] == record["result_sha256"]
-    code, out, err = _vdu(
+    code, out, err = run_vdu(
         *(monkeypatch, capsys, "sample", tmp_path / "clean", "--out", tmp_path / "grid.png", "--count", "2"),
         *("--steps", "2", "--prompts", tmp_path / "neutral.txt"),
     )
@@ -407,7 +398,7 @@ def test_bad_options_are_one_line_before_the_work(pipeline, folder, tmp_path, mo
         (("--guidance-scale", "0"), "at least 1"),
         (("--save", "dleta"), "did you mean 'delta'"),
     ):
-        code, _, err = _vdu(monkeypatch, capsys, *basic, *arguments)
+        code, _, err = run_vdu(monkeypatch, capsys, *basic, *arguments)
         assert code == 2
         assert len(err.strip().splitlines()) == 1
         assert said in err

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import interrupted_after_state, make_pipeline
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-import vdu.loop
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.checkpoint import write_tensors
@@ -82,16 +81,8 @@ def test_only_the_chosen_parameters_move(forget):
 
 def test_resume_equals_uninterrupted(forget, tmp_path, monkeypatch):
     whole = _forget(forget)
-    save = vdu.loop.save_state
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(vdu.loop, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            _forget(forget, state_folder=tmp_path)
+    with interrupted_after_state(monkeypatch):
+        _forget(forget, state_folder=tmp_path)
     resumed = _forget(forget, state_folder=tmp_path)
     assert resumed.record["result_sha256"] == whole.record["result_sha256"]
     assert len(resumed.record["history"]) == 4

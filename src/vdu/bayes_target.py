@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator
-from vdu.noised_bank import NETWORK_BATCH, NoisedBank
+from vdu.noised_bank import NoisedBank, network_batches
+from vdu.precision import autocast
 
 __all__ = ["BayesTarget", "retained_output"]
 
@@ -61,18 +62,14 @@ class BayesTarget:
     def _guide(self, forget_score: nn.Module) -> None:
         """Move the target where ρ counts; elsewhere it is the original's output."""
         counts = (self.rho > SMALLEST_RHO).nonzero().flatten()
-        for i in counts.split(min(NETWORK_BATCH, self.backbone.largest_batch)):
-            x_t, c = self.bank.x_t[i], self._conditions(i)
-            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                undesired = self.backbone.output(forget_score, x_t, self.bank.t[i], c)
+        for i in network_batches(self.backbone, counts):
+            with autocast(forget_score, self.precision):
+                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
             self.target[i] = retained_output(self.bank.original[i].float(), undesired, self.rho[i]).half()
-
-    def _conditions(self, i: Tensor) -> Tensor | None:
-        return None if self.bank.c is None else self.bank.c[i]
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The squared error, weighted by 1 − ρ, on random items; a scalar."""
         i = torch.randint(len(self.rho), (batch_size,), generator=g).to(self.rho.device)
-        output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i], self._conditions(i))
+        output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
         error = (output - self.target[i].float()).pow(2).mean(dim=(1, 2, 3))
         return ((1 - self.rho[i]) * error).mean()

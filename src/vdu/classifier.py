@@ -21,6 +21,7 @@ from vdu.augmentation import mirrored, moved_each, moved_together
 from vdu.checkpoint import replacing
 from vdu.corpora import Corpus
 from vdu.errors import VduError
+from vdu.feature_classifier import FeatureClassifier
 from vdu.residual_classifier import ResidualClassifier
 from vdu.seeding import generator
 
@@ -66,25 +67,17 @@ class ClassifierCard:
     architecture: str = "plain"  # folders that were written before there was another lack it
 
 
-class Classifier(nn.Module):
+class Classifier(FeatureClassifier):
     """Three stride-2 stages of two 3×3 convolutions, global pooling, ``feature_dimensions`` features, a linear head."""
 
     def __init__(self, channels: int, classes: int, width: int, feature_dimensions: int) -> None:
-        super().__init__()
         layers: list[nn.Module] = []
         for index, out in enumerate((width, 2 * width, 2 * width)):
             into = channels if index == 0 else width * min(2, 2 ** (index - 1))
             layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
             layers += [nn.Conv2d(out, out, 3, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.features = nn.Sequential(nn.Linear(8 * width, feature_dimensions), nn.ReLU())
-        self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(feature_dimensions, classes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, K)`` and features ``(B, D)`` of images ``(B, C, H, W)`` in [-1, 1]."""
-        features = self.features(self.body(x))
-        return self.head(self.dropout(features)), features
+        body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        super().__init__(body, 8 * width, feature_dimensions, classes)
 
 
 _ARCHITECTURES: dict[str, type[Classifier] | type[ResidualClassifier]] = {

@@ -62,21 +62,20 @@ def fit_head(
     *,
     forget_items: Tensor | None = None,
     own_items: Tensor | None = None,
-    forget_mass: float = 0.5,
-    own_mass: float = 0.5,
+    mass: float = 0.5,
     steps: int = 400,
     batch_size: int = 256,
 ) -> Discriminator:
     """Regress ``labels`` c ``(M,)`` of the own samples, or tell forget from own where ``labels`` is None.
 
-    The positives are the forget images, with a mass of ``forget_mass`` π, and the own samples' c times ``own_mass``.
+    The positives are the forget images, with a weight of ``mass`` π in all, and the own samples' c times ``mass``.
     ``forget_items`` and ``own_items`` choose items of the banks (indices); all of them by default.
     """
     device = own.features.device
     f = torch.arange(len(forget.t)) if forget_items is None else forget_items
     o = torch.arange(len(own.t)) if own_items is None else own_items
     c = torch.zeros(len(own.t)) if labels is None else labels.cpu().repeat(own.draws)
-    mass, kept = (1.0, 1.0) if labels is None else (forget_mass * float(labels.mean()), own_mass)
+    forget_mass = 1.0 if labels is None else mass * float(labels.mean())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Discriminator(own.features.shape[1]).to(device)
@@ -88,7 +87,7 @@ def fit_head(
             j = o[torch.randint(len(o), (batch_size,), generator=g)]
             undesired = softplus(-head(forget.features[i], forget.t_share[i])).mean()
             logit, y = head(own.features[j], own.t_share[j]), c[j].to(device)
-            loss = mass * undesired + (kept * y * softplus(-logit) + (1 - y) * softplus(logit)).mean()
+            loss = forget_mass * undesired + (mass * y * softplus(-logit) + (1 - y) * softplus(logit)).mean()
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -14,6 +14,7 @@ from torch import nn
 
 from vdu.backbone import Backbone
 from vdu.noising import Clean, draw
+from vdu.precision import autocast
 from vdu.seeding import generator
 
 __all__ = ["fit_forget_score"]
@@ -36,7 +37,7 @@ def fit_forget_score(
     for step in range(steps):
         noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
         target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
-        with torch.autocast(target.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(network, precision):
             error = backbone.output(network, noised.x_t, noised.t, noised.c) - target
         optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)

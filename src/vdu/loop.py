@@ -82,16 +82,17 @@ class _Run:
         return self.settings.learning_rate * (decay if self.settings.schedule == "cosine" else 1.0)
 
     def take_step(self, step: int) -> StepRecord:
-        """One optimiser step, numbered from 0."""
+        """One optimiser step, numbered from 0; none where loss or gradient is not finite."""
         rate = self.learning_rate(step)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         g = generator(self.seed, "loop", step)
         loss = self.objective.gradient(self.network, self.settings.batch_size, g, self.precision)
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.max_gradient_norm)
-        self.optimizer.step()
-        self.objective.after_step(rate)
-        ema_update(self.average, self.network, self.settings.ema_decay, step)
+        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+            self.optimizer.step()
+            self.objective.after_step(rate)
+            ema_update(self.average, self.network, self.settings.ema_decay, step)
         weights = self.objective.weights
         return StepRecord(step + 1, loss.item(), rate, norm.item(), weights.value() if weights else None)
 
@@ -173,12 +174,11 @@ def run_loop(
         run.history.append(record)
         due = step == settings.steps or step % every == 0
         check = run.look(step) if due and guard else None
-        if not guard:
-            run.best.load_state_dict(run.average.state_dict())
         if on_step:
             on_step(record, check)
         if check:
             reason = run.verdict(check)
         if due and state_folder:
             run.save(state_folder, step, digest.hexdigest())
-    return LoopResult(run.best, run.best_step(), reason or "all steps taken", run.history, run.checks)
+    handed_out = run.best if guard else run.average
+    return LoopResult(handed_out, run.best_step(), reason or "all steps taken", run.history, run.checks)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from vdu.backbone import Backbone
 from vdu.noising import Clean
+from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["NoisedBank", "fill_bank"]
+__all__ = ["NoisedBank", "fill_bank", "network_batches"]
 
 NETWORK_BATCH = 128
 BANK_ITEMS = 3072
@@ -45,9 +46,18 @@ class NoisedBank:
         """How many items lie in the draws with ``t / T`` under ``share``; they come first."""
         return max(1, int(self.draws * share)) * self.images
 
+    def condition(self, i: Tensor) -> Tensor | None:
+        """``c`` of the items ``i``."""
+        return None if self.c is None else self.c[i]
+
     def by_image(self, values: Tensor) -> Tensor:
         """The mean over draws ``(N,)`` of values ``(k·N,)`` of the first k draws."""
         return values.view(-1, self.images).mean(0)
+
+
+def network_batches(backbone: Backbone, items: Tensor) -> tuple[Tensor, ...]:
+    """``items`` in parts that go through the network at once."""
+    return items.split(min(NETWORK_BATCH, backbone.largest_batch))
 
 
 def _draws(images: Tensor) -> int:
@@ -81,8 +91,8 @@ def fill_bank(
     x_t = backbone.add_noise(x_0.x_0, torch.randn(x_0.x_0.shape, generator=g), t).to(device)
     t, c = t.to(device), None if x_0.c is None else x_0.c.to(device)
     outputs, features = [], []
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for i in torch.arange(count).split(min(NETWORK_BATCH, backbone.largest_batch)):
+    with autocast(backbone.network, precision):
+        for i in network_batches(backbone, torch.arange(count)):
             output, feature = backbone.original_with_features(x_t[i], t[i], None if c is None else c[i])
             outputs.append(output.half())
             features.append(feature)

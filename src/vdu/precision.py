@@ -9,6 +9,6 @@ __all__ = ["autocast"]
 
 
 def autocast(network: nn.Module, precision: str) -> torch.autocast:
-    """The context of a forward pass of ``network``; ``precision`` is ``bf16`` or ``fp32``."""
+    """The context of forward passes of ``network``; ``precision`` is ``bf16`` or ``fp32``."""
     device = next(network.parameters()).device
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vdu.feature_classifier import FeatureClassifier
+
 __all__ = ["ResidualClassifier"]
 
 
@@ -26,23 +28,15 @@ class _Residual(nn.Module):
         return out
 
 
-class ResidualClassifier(nn.Module):
+class ResidualClassifier(FeatureClassifier):
     """First layer of ``width`` channels, last of 8 × ``width``; ``feature_dimensions`` features; a linear head."""
 
     def __init__(self, channels: int, classes: int, width: int, feature_dimensions: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             _convolution(channels, width),
             *(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width)),
             *(_convolution(2 * width, 4 * width), nn.MaxPool2d(2)),
             *(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width)),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
-        self.features = nn.Sequential(nn.Linear(8 * width, feature_dimensions), nn.ReLU())
-        self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(feature_dimensions, classes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, K)`` and features ``(B, D)`` of images ``(B, C, H, W)`` in [-1, 1]."""
-        features = self.features(self.body(x))
-        return self.head(self.dropout(features)), features
+        super().__init__(body, 8 * width, feature_dimensions, classes)

@@ -64,9 +64,7 @@ def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None,
         out_f, out_o = fold_f == fold, fold_o == fold
         seen = ~out_f if folds_f > 1 else torch.ones_like(out_f)
         items = {"forget_items": _items(forget, seen), "own_items": _items(own, ~out_o)}
-        head = fit_head(
-            forget, own, labels, seed + fold, **items, forget_mass=1.0, own_mass=1.0, steps=STEPS, batch_size=BATCH_SIZE
-        )
+        head = fit_head(forget, own, labels, seed + fold, **items, mass=1.0, steps=STEPS, batch_size=BATCH_SIZE)
         for bank, out, scores in ((forget, out_f, score_f), (own, out_o, score_o)):
             if out.any():
                 i = _items(bank, out)

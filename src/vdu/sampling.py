@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.precision import autocast
 from vdu.seeding import generator
 
 __all__ = ["DEFAULT_STEPS", "SAMPLER", "initial_noise", "sample"]
@@ -42,7 +43,7 @@ def sample(
     for first in range(0, count, batch_size):
         noise = initial_noise(backbone.latent_shape, min(batch_size, count - first), seed, first).to(device)
         c = backbone.sample_conditions(len(noise), first)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(network, precision):
             generators = [generator(seed, "path", first + i) for i in range(len(noise))]
             samples.append(backbone.denoise(network, noise, steps, generators, c).float().cpu())
     network.train(training)
