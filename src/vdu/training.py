@@ -27,7 +27,6 @@ from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
 from vdu.ema import ema_update
 from vdu.errors import VduError, nearest
-from vdu.precision import autocast
 from vdu.seeding import generator
 
 __all__ = ["Recipe", "Training", "min_snr_weight", "read_recipe", "train"]
@@ -127,7 +126,7 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
     eps = torch.randn(x.shape, generator=g)
     x_t = scheduler.add_noise(x, eps, t)
-    with autocast(model, training.precision):
+    with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
         error = model(x_t, t).sample.float() - eps
     weight = min_snr_weight(scheduler.alphas_cumprod[t], training.min_snr_gamma)
     return (weight * error.pow(2).mean(dim=(1, 2, 3))).mean()
