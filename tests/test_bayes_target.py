@@ -22,7 +22,7 @@ def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
     t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
     features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
     empty = torch.zeros(count, 1, 1, 1)
-    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, features)
+    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features)
 
 
 @pytest.fixture(scope="module")

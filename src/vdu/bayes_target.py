@@ -14,6 +14,13 @@ Where ρ ≈ 0 this is self-distillation, where ρ → 1 strong guidance. ``f`` 
 formula is affine with coefficients that sum to one, so it is the same in each. Follows from Bayes' rule and the
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
 
+With prompts c the same guidance moves every prompt's own output,
+
+    f_r(x_t, c) = f_*(x_t, c) + ρ/(1 − ρ) (f_*(x_t, ∅) − f_f(x_t, ∅)),   ρ = π p_f(x_t) / p(x_t) of what is made unasked
+
+since ``p_r(x | c) ∝ p(x | c) P(retained | x)`` and ``∇ log(1 − ρ)`` is that term. Were both scores taken at c, a prompt
+that makes nothing else than the undesired would have no direction left: there ``f_f = f_*``.
+
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 """
 
@@ -32,10 +39,10 @@ __all__ = ["BayesTarget", "retained_output"]
 SMALLEST_RHO = 0.005
 
 
-def retained_output(original: Tensor, undesired: Tensor, rho: Tensor) -> Tensor:
-    """``f_r`` of shape ``(B, C, H, W)`` from ``f_*``, ``f_f`` and ``rho`` ``(B,)`` in [0, 1)."""
+def retained_output(original: Tensor, unprompted: Tensor, undesired: Tensor, rho: Tensor) -> Tensor:
+    """``f_r`` ``(B, C, H, W)`` from ``f_*`` with and without prompt, ``f_f``, and ``rho`` ``(B,)`` in [0, 1)."""
     odds = (rho / (1 - rho)).view(-1, 1, 1, 1)
-    return original + odds * (original - undesired)
+    return original + odds * (unprompted - undesired)
 
 
 class BayesTarget:
@@ -64,8 +71,9 @@ class BayesTarget:
         counts = (self.rho > SMALLEST_RHO).nonzero().flatten()
         for i in network_batches(self.backbone, counts):
             with autocast(forget_score, self.precision):
-                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
-            self.target[i] = retained_output(self.bank.original[i].float(), undesired, self.rho[i]).half()
+                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
+            original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
+            self.target[i] = retained_output(original, unprompted, undesired, self.rho[i]).half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The squared error, weighted by 1 − ρ, on random items; a scalar."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_state(
-    path: Path, step: int, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
+    path: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
 ) -> None:
     """Write everything that a run needs to go on after ``step`` finished steps."""
     tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
@@ -116,7 +116,9 @@ def save_state(
     write_tensors(path, tensors, {"step": str(step), "settings_hash": settings_hash})
 
 
-def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str) -> int:
+def load_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
+) -> int:
     """Restore what `save_state` wrote, in place; returns the number of finished steps.
 
     Raises `VduError` where the state belongs to a run with other settings.

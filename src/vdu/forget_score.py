@@ -1,7 +1,8 @@
 """The score of the forget set, ε_f: a copy of the network that is briefly fine-tuned on D_f.
 
-    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t)‖²,  few steps from θ*, Adam with a cosine to zero
+    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero
 
+Without prompts, also where the images have captions: ε_f stands beside what the model makes unasked.
 Few steps: enough to move towards what the images share, too few to learn them by heart.
 """
 
@@ -38,7 +39,7 @@ def fit_forget_score(
         noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
         target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
         with autocast(network, precision):
-            error = backbone.output(network, noised.x_t, noised.t, noised.c) - target
+            error = backbone.output(network, noised.x_t, noised.t) - target
         optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
         error.pow(2).mean().backward()

@@ -29,7 +29,16 @@ from vdu.ema import ema_update
 from vdu.errors import VduError, nearest
 from vdu.seeding import generator
 
-__all__ = ["Recipe", "Training", "min_snr_weight", "read_recipe", "train"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "Training",
+    "checkpoint_steps",
+    "cycled_learning_rate",
+    "min_snr_weight",
+    "read_recipe",
+    "train",
+]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -103,7 +112,7 @@ def min_snr_weight(alpha_bar: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
-def _learning_rate(training: Training, step: int) -> float:
+def cycled_learning_rate(training: Training, step: int) -> float:
     """Cosine cycles with warm restarts, each after a linear warm-up (Loshchilov & Hutter, arXiv 1608.03983)."""
     start = 0
     for length in training.cycle_steps:
@@ -132,7 +141,7 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     return (weight * error.pow(2).mean(dim=(1, 2, 3))).mean()
 
 
-def _checkpoint_steps(training: Training) -> set[int]:
+def checkpoint_steps(training: Training) -> set[int]:
     """Evenly spaced steps in the last part of the run; the last step is one of them."""
     first = training.steps * training.posterior_from_fraction
     k = training.posterior_checkpoints
@@ -154,12 +163,12 @@ def train(recipe: Recipe, data: Path, out: Path, log_every_steps: int = 50) -> P
     state_path, modules = out / "state.safetensors", {"model": model, "ema": average}
     first = load_state(state_path, modules, optimizer, recipe.sha256()) if state_path.exists() else 0
     out.mkdir(parents=True, exist_ok=True)
-    saved_at, started = _checkpoint_steps(settings), time.monotonic()
+    saved_at, started = checkpoint_steps(settings), time.monotonic()
     total = 0.0
     with (out / "log.jsonl").open("a") as log:
         for step in range(first, settings.steps):
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(settings, step)
+                group["lr"] = cycled_learning_rate(settings, step)
             loss = _loss(model, scheduler, corpus, settings, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -31,3 +31,16 @@ def data_prepare(
     typer.echo(f"{made['images']} images of {class_}: {out}")
     if not made["redistributable"]:
         typer.echo(f"notice: the images of {corpus} may not be passed on; keep this folder to yourself")
+
+
+@app.command("emoji")
+def data_emoji(
+    packages: Annotated[Path, typer.Option(help="folder with the unpacked packages; see docs/corpora.md")],
+    out: Annotated[Path, typer.Option(help="corpus folder to write")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Render five open emoji styles with captions, for `vdu train emoji`."""
+    from vdu.corpora.emoji import prepare_emoji
+
+    typer.echo(f"{prepare_emoji(packages, out, overwrite)} pictures: {out}")
+    typer.echo("notice: OpenMoji is share-alike (CC-BY-SA-4.0); pass its pictures on under that licence only")

@@ -17,8 +17,15 @@ def train(
     data: Annotated[Path, typer.Option(help="folder with the corpus")],
     out: Annotated[Path, typer.Option(help="run folder; run again to resume")],
 ) -> None:
-    """Train an unconditional DDPM from a recipe, with the checkpoints that its posterior is made of."""
+    """Train a model from a recipe, with the checkpoints that its posterior is made of."""
     quiet()
+    from vdu.text_to_image.recipe import is_text_recipe, read_text_recipe
+
+    if is_text_recipe(recipe):
+        from vdu.text_to_image.training import train_text_to_image
+
+        typer.echo(f"pipeline: {train_text_to_image(read_text_recipe(recipe), data, out)}")
+        return
     from vdu.training import read_recipe
     from vdu.training import train as run
 

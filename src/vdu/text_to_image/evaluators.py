@@ -1,0 +1,45 @@
+"""The judges of a miniature Stable Diffusion: one classifier for the style, one for the kind of object.
+
+Both are tested on objects that they never saw in any style, so that neither can know a style by heart from its objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from vdu.classifier import ClassifierCard, ClassifierSettings, train_classifier
+from vdu.corpora import Corpus
+from vdu.corpora.emoji import KINDS, STYLES, Emoji
+
+__all__ = ["DOMAINS", "domain_corpus", "seen", "train_evaluator"]
+
+DOMAINS = {"style": STYLES, "object": tuple(KINDS)}
+UNSEEN_SHARE = 0.15
+
+
+def seen(thing: str) -> bool:
+    """Whether the judges are trained on this object: by the hash of its name, the same in all styles."""
+    return int.from_bytes(hashlib.sha256(thing.encode()).digest()[:4], "big") / 2**32 >= UNSEEN_SHARE
+
+
+def domain_corpus(emoji: Emoji, domain: str, train: bool) -> Corpus:
+    """The pictures that a judge of ``domain`` (style or object) is trained on, or those it is tested on."""
+    names = DOMAINS[domain]
+    labels = emoji.styles if domain == "style" else emoji.kinds
+    chosen = [i for i, thing in enumerate(emoji.objects) if labels[i] and seen(thing) == train]
+    return Corpus(
+        images=emoji.images[chosen],
+        labels=torch.tensor([names.index(labels[i]) for i in chosen]),
+        class_names=names,
+        sha256=emoji.sha256,
+        name="emoji",
+        redistributable=False,
+        mirror_keeps_class=True,
+    )
+
+
+def train_evaluator(emoji: Emoji, domain: str, settings: ClassifierSettings) -> tuple[torch.nn.Module, ClassifierCard]:
+    """A classifier of ``domain`` with its calibrated reject."""
+    return train_classifier(domain_corpus(emoji, domain, True), domain_corpus(emoji, domain, False), settings)

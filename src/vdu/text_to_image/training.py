@@ -1,0 +1,59 @@
+"""`vdu train` for a text-to-image recipe: corpus → autoencoder → tokenizer → denoiser → `StableDiffusionPipeline`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+from vdu.checkpoint import replacing
+from vdu.corpora.emoji import read_emoji
+from vdu.text_to_image.autoencoder import encode_images, train_autoencoder
+from vdu.text_to_image.denoiser import Denoiser, train_denoiser
+from vdu.text_to_image.recipe import TextRecipe
+from vdu.text_to_image.tokenizer import make_tokenizer
+
+__all__ = ["train_text_to_image"]
+
+
+def _assembled(recipe: TextRecipe, vae: AutoencoderKL, tokenizer: Any, denoiser: Denoiser) -> StableDiffusionPipeline:
+    # Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
+    scheduler = DDIMScheduler(**recipe.noise, set_alpha_to_one=False, timestep_spacing="trailing")
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
+    """Train on the rendered corpus in ``data``; goes on where an earlier run into ``out`` stopped.
+
+    Writes ``out/pipeline`` (averaged weights), ``out/checkpoints``, logs and ``out/provenance.json``. Returns the
+    pipeline folder.
+    """
+    emoji = read_emoji(data, recipe.size)
+    tokenizer = make_tokenizer(data, recipe.merges, int(recipe.text_encoder["max_position_embeddings"]))
+    vae = train_autoencoder(recipe, emoji.images, out)
+    latents = encode_images(vae, emoji.images) * vae.config.scaling_factor
+    denoiser = train_denoiser(recipe, latents, emoji, tokenizer, out)
+    with replacing(out / "pipeline") as beside:
+        _assembled(recipe, vae, tokenizer, denoiser).save_pretrained(beside)
+    provenance = {
+        "command": f"vdu train {recipe.name} --data DATA --out OUT",
+        "recipe": recipe.model_dump(),
+        "recipe_sha256": recipe.sha256(),
+        "data_sha256": emoji.sha256,
+        "images": len(emoji.images),
+        "torch": torch.__version__,
+    }
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    return out / "pipeline"
