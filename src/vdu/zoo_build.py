@@ -27,6 +27,7 @@ from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.reference import Reference
 from vdu.sampling import SAMPLER
+from vdu.text_to_image.zoo_build import build_text_to_image_zoo
 from vdu.training import Recipe
 
 __all__ = ["build_zoo_model"]
@@ -76,6 +77,8 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     except OSError as error:
         raise VduError(f"{run} has no provenance.json: finish `vdu train` into it first") from error
+    if "text_encoder" in provenance["recipe"]:
+        return build_text_to_image_zoo(run, data, out, provenance)
     recipe = Recipe.model_validate(provenance["recipe"])
     train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
     with replacing(out) as beside:

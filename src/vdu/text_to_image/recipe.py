@@ -33,7 +33,7 @@ class AutoencoderTraining(BaseModel):
 class TextRecipe(BaseModel):
     """``autoencoder``, ``text_encoder``, ``unet``, ``noise``: arguments of the diffusers and transformers classes.
 
-    ``merges``: how many of CLIP's byte-pair merges the tokenizer keeps. ``sample_steps`` and ``guidance_scale``: with
+    ``judges``: of the style and of the object. ``merges``: how many of CLIP's byte-pair merges the tokenizer keeps. ``sample_steps`` and ``guidance_scale``: with
     which the quality of the finished model is measured.
     """
 
@@ -48,11 +48,11 @@ class TextRecipe(BaseModel):
     unet: dict[str, Any]
     noise: dict[str, Any]
     training: Training
-    classifier: ClassifierSettings = ClassifierSettings()
+    judges: dict[str, ClassifierSettings]
 
     def sha256(self, *parts: str) -> str:
         """Identifies what the ``parts`` of the model (all, when none is named) depend on."""
-        text = self.model_dump_json(include=set(parts) or None, exclude=None if parts else {"classifier"})
+        text = self.model_dump_json(include=set(parts) or None, exclude=None if parts else {"judges"})
         return hashlib.sha256(text.encode()).hexdigest()
 
 
