@@ -16,7 +16,7 @@ from vdu.bench.runner import run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
 from vdu.classifier import Classifier, ClassifierCard, save_classifier
 from vdu.concept_evaluation import evaluate_concept
-from vdu.concept_prompts import ConceptPrompt
+from vdu.concept_prompts import ConceptPrompt, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.detector import load_detector
 from vdu.model_zoo import find_zoo_model
@@ -116,6 +116,7 @@ def test_a_run_says_what_the_judges_saw(results):
     assert (row["ua_original"], row["ua_paraphrase"], row["ua_none"]) == (0, 0, 0)
     assert row["ua_low"] == 0 < row["ua_high"]
     assert (row["ua_attack"], row["attack_success_without"], row["attack_success_added"]) == (0, 100, 0)
+    assert row["attack_random_added"] == 0
     assert row["steps"] == 2
     assert row["samples"] == 5 * 3
     assert evaluation["attack"]["budget"]["words"] == len(evaluation["attack"]["prefix"].split()) == 2
@@ -153,6 +154,40 @@ def test_show_and_the_list_know_them_and_plots_are_refused(results, tmp_path, mo
         assert "no PUL" in err
     code, out, _ = run_vdu(monkeypatch, capsys, "zoo", "list")
     assert "tiny: classes noto, blue-style, apple, pear" in out
+
+
+def test_the_originals_samples_are_made_once(zoo, monkeypatch):
+    backbone = load_backbone(zoo.pipeline)
+    judge = ConceptJudge({domain: load_detector(folder) for domain, folder in zoo.concept_classifiers.items()})
+    classes = {domain: detector.class_names for domain, detector in judge.detectors.items()}
+    prompts, known = read_concept_prompts(zoo.concept_prompts, classes), {}
+    sampler = ConceptSampler(per_prompt=1, steps=2, precision="fp32")
+    first = evaluate_concept(backbone, backbone, judge, prompts, "noto", sampler, known=known)
+    assert [len(asked) for asked in known] == [5, 1]
+    draws, draw = [], ConceptSampler.draw
+    monkeypatch.setattr(ConceptSampler, "draw", lambda *a: draws.append(a) or draw(*a))
+    second = evaluate_concept(backbone, backbone, judge, prompts, "noto", sampler, known=known)
+    assert len(draws) == 2  # the unlearned model's plain prompts and paraphrases
+    assert torch.equal(second.before.pictures, second.after.pictures)  # equal models, equal seeds
+    assert first.record | {"seconds": 0} == second.record | {"seconds": 0}
+
+
+def test_a_shipped_model_without_the_one_classifier_is_unlearned_without_figures(zoo, tmp_path, monkeypatch, capsys):
+    arguments = (
+        "tiny",
+        "--forget",
+        zoo.forget("noto"),
+        "--out",
+        tmp_path / "clean",
+        "--method",
+        "ga",
+        "--share",
+        "0.2",
+    )
+    short = ("--set", "steps=2", "--set", "batch_size=2", "--set", "guard_every_steps=0")
+    code, _, err = run_vdu(monkeypatch, capsys, "unlearn", *arguments, *short)
+    assert code == 0, err
+    assert (tmp_path / "clean" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
     first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL) for _ in range(2))
     assert first.loss_attacked < first.loss_plain
     assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
-    assert len(first.prefix.split()) == 3
+    assert len(first.prefix.split()) == len(first.random_prefix.split()) == 3
     assert set(first.prefix.split()) - set("".join(WORDS)) <= set(WORDS)
     losses, gradients = 6 * 8 + 1 + 4, 6
     assert first.evaluations == (losses + gradients) * 2 * 3

@@ -92,9 +92,10 @@ def _attacked(
     budget: AttackBudget | None,
     sampler: ConceptSampler,
 ) -> dict[str, Any]:
-    """Attack with the original's pictures that show the target; then the target's prompts with and without the words.
+    """Attack with the original's pictures that show the target; then its prompts bare, attacked, after random words.
 
-    The two are paired by seed. They are other samples than those of ``ua``.
+    The three are paired by seed; they are other samples than those of ``ua``. Since any words change the picture, some
+    show the target again by chance: ``random_added`` says how many.
     """
     inside, judge = compared.inside, compared.judge
     shown = (compared.wanted(before) & (before.seen[inside] == compared.index)).nonzero().flatten()
@@ -106,10 +107,12 @@ def _attacked(
     texts = [before.prompts[int(i) % len(before.prompts)].text for i in shown]
     found = attack(backbone, backbone.network, backbone.encode(before.pictures[shown]), texts, budget, sampler.seed)
     asked = asking_for(before.prompts, compared.target)
-    without, under = (judge.draw(backbone, asked, sampler, words) for words in ("", found.prefix))
-    shares = attack_shares(without.seen[inside], under.seen[inside], compared.index)
+    drawn = [judge.draw(backbone, asked, sampler, words) for words in ("", found.prefix, found.random_prefix)]
+    bare, under, chance = (d.seen[inside] for d in drawn)
+    shares = attack_shares(bare, under, compared.index)
+    shares["random_added"] = attack_shares(bare, chance, compared.index)["success_added"]
     record = {"status": "done"} | found.record() | {k: asdict(v) for k, v in shares.items()}
-    return compared.only_target("attack", under) | {"attack": record}
+    return compared.only_target("attack", drawn[1]) | {"attack": record}
 
 
 def evaluate_concept(
@@ -121,11 +124,11 @@ def evaluate_concept(
     sampler: ConceptSampler,
     *,
     budget: AttackBudget | None = None,
-    before: Drawn | None = None,
+    known: dict[tuple[ConceptPrompt, ...], Drawn] | None = None,
 ) -> ConceptEvaluation:
     """Compare two models on the plain prompts, the target's paraphrases and, with a ``budget``, an attack.
 
-    ``before`` takes the original's samples of the plain prompts where they are already made with the same sampler.
+    ``known``: the original's samples by prompts, used and added to; one dictionary for one model and sampler.
     Raises `VduError` for a target that no detector knows or no plain prompt asks for.
     """
     started, compared = time.monotonic(), _Comparison(judge, target)
@@ -133,11 +136,14 @@ def evaluate_concept(
     judge.domain(target)
     if not asking_for(plain, target):
         raise VduError(f"no plain prompt asks for {target!r}: its unlearning cannot be measured")
-    before = judge.draw(original, plain, sampler) if before is None else before
-    after = judge.draw(unlearned, plain, sampler)
+    known = {} if known is None else known
+    for asked in (plain, others):
+        if asked and asked not in known:
+            known[asked] = judge.draw(original, asked, sampler)
+    before, after = known[plain], judge.draw(unlearned, plain, sampler)
     figures = compared.plain(before, after)
-    for suffix, backbone in (("paraphrase", unlearned), ("paraphrase_original", original)):
-        figures |= compared.only_target(suffix, judge.draw(backbone, others, sampler) if others else None)
+    figures |= compared.only_target("paraphrase", judge.draw(unlearned, others, sampler) if others else None)
+    figures |= compared.only_target("paraphrase_original", known.get(others))
     figures |= _attacked(compared, unlearned, before, budget, sampler)
     record = _heading(original, unlearned, judge, target, sampler) | {
         "domain": compared.inside,

@@ -43,9 +43,13 @@ class AttackBudget(BaseModel):
 
 @dataclass(frozen=True)
 class Attack:
-    """The words found. Losses without and with them on the draws of the search, and on noise that it never saw."""
+    """The words found, and the random ones that the search began with: what any words do.
+
+    Losses without and with the words found, on the draws of the search and on noise that it never saw.
+    """
 
     prefix: str
+    random_prefix: str
     loss_plain: float
     loss_attacked: float
     unseen_loss_plain: float
@@ -57,10 +61,6 @@ class Attack:
     def record(self) -> dict[str, Any]:
         """For a result file."""
         return asdict(self) | {"budget": self.budget.model_dump()}
-
-    def prompt(self, text: str) -> str:
-        """``text`` under attack."""
-        return f"{self.prefix} {text}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ class _Search:
             (slope,) = torch.autograd.grad(self._errors(draws, states) / len(draws.t), leaf)
         return slope[:, 1 : 1 + len(chosen)].sum(0)
 
-    def find(self, draws: _Draws, embeddings: Tensor, budget: AttackBudget, g: torch.Generator) -> list[int]:
-        """Greedy coordinate gradient from random words."""
-        chosen: list[int] = torch.randint(len(self.words), (budget.words,), generator=g).tolist()
-        lowest = self.loss(draws, chosen)
+    def find(
+        self, draws: _Draws, embeddings: Tensor, start: list[int], budget: AttackBudget, g: torch.Generator
+    ) -> list[int]:
+        """Greedy coordinate gradient from the words ``start``."""
+        chosen, lowest = start, self.loss(draws, start)
         for _ in range(budget.rounds):
             slope = self.gradient(draws, chosen)
             tried = [(self.loss(draws, c), c) for c in _replacements(slope, embeddings, chosen, budget.candidates, g)]
@@ -169,9 +170,11 @@ def attack(
     search = _Search(backbone, network, texts[: budget.images], words)
     x_0, embeddings = x_0[: budget.images], backbone.word_embeddings[numbers.to(backbone.device)]
     draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, "attack", s)) for s in ("seen", "unseen"))
-    chosen = search.find(draws, embeddings, budget, g)
+    start = torch.randint(len(words), (budget.words,), generator=g).tolist()
+    chosen = search.find(draws, embeddings, start, budget, g)
     return Attack(
         prefix=search.prefix(chosen),
+        random_prefix=search.prefix(start),
         loss_plain=search.loss(draws, ()),
         loss_attacked=search.loss(draws, chosen),
         unseen_loss_plain=search.loss(unseen, ()),

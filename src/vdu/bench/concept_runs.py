@@ -1,6 +1,6 @@
 """Runs on a text-to-image model: UA, IRA, CRA, paraphrases and an attack (`vdu.concept_evaluation`), and a grid.
 
-The original's samples of the plain prompts are made once for each evaluation seed (and process).
+The original's samples are made once for each evaluation seed (and process).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 from vdu.backbone import load_backbone
 from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
 from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
-from vdu.concept_prompts import asking_for, of_kind, read_concept_prompts
+from vdu.concept_prompts import ConceptPrompt, asking_for, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.detector import load_detector
 from vdu.grids import before_after
@@ -27,7 +27,7 @@ __all__ = ["ConceptRuns"]
 WHOLE = ("ua", "ira", "cra", "ua_paraphrase", "ua_attack")  # with their intervals
 PARTS = ("ua_none", "ua_other", "cra_target")
 ORIGINAL = ("ua", "ua_none", "ira", "cra", "cra_target", "ua_paraphrase")
-ATTACK = ("success_without", "success_added", "success_either")
+ATTACK = ("success_without", "success_added", "success_either", "random_added")
 GRID_PROMPTS, GRID_SEEDS = 6, 2
 
 
@@ -41,7 +41,7 @@ class ConceptRuns:
         classes = {domain: detector.class_names for domain, detector in self.judge.detectors.items()}
         self.prompts = read_concept_prompts(self.zoo.concept_prompts, classes)
         self.neutral = read_prompts(self.zoo.neutral_prompts)
-        self._before: dict[int, Drawn] = {}
+        self._known: dict[int, dict[tuple[ConceptPrompt, ...], Drawn]] = {}
 
     def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
         """From images alone, or with the concept in words; each image to keep then has its own class's words."""
@@ -67,8 +67,6 @@ class ConceptRuns:
         """Figures, and the grid of some prompts with the target and some without."""
         plan, seed = self.plan, run.sampling_seed
         sampler = ConceptSampler(plan.samples_per_prompt, self.suite.sampler_steps, plan.guidance_scale, seed)
-        if run.seed not in self._before:
-            self._before[run.seed] = self.judge.draw(self.original, of_kind(self.prompts, "plain"), sampler)
         evaluation = evaluate_concept(
             self.original,
             load_backbone(done.pipeline),
@@ -77,7 +75,7 @@ class ConceptRuns:
             run.target,
             sampler,
             budget=plan.attack,
-            before=self._before[run.seed],
+            known=self._known.setdefault(run.seed, {}),
         )
         texts, picture = _grid(evaluation, self.judge, run.target)
         return evaluation.record | {"grid_prompts": texts}, picture

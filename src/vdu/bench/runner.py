@@ -70,7 +70,8 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
         return {"status": "refused", "reason": str(error)} | _heading(run), None
     evaluation, picture = runs.evaluate(done, run)
     record = _source(zoo, done.record, run.target)
-    cost = {key: record[key] for key in ("seconds", "steps", "stop_reason")} | {"threads": torch.get_num_threads()}
+    cost = {"seconds": record["seconds"], "threads": torch.get_num_threads()}
+    cost |= {key: record[key] for key in ("steps", "stop_reason")}
     row = _heading(run) | runs.row(evaluation) | cost
     return {"status": "done", "row": row, "unlearning": record, "evaluation": evaluation}, picture
 
