@@ -5,6 +5,11 @@ posterior.safetensors    p(θ|D) from the training checkpoints
 classifier/              detector and feature extractor
 reference.safetensors    classifier features (N, D) and labels (N,) of real held-out images
 forget/<class>/*.png     images to forget, where the corpus may be passed on
+
+A text-to-image model has, in place of classifier/ and the reference, a detector for each domain of its concepts:
+style-classifier/, object-classifier/
+prompts.csv              what it is judged by (`vdu.concept_prompts`)
+neutral.txt              what it must go on making, one prompt a line
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vdu.concept_prompts import DOMAINS
 
 __all__ = ["ZooModel", "find_zoo_model", "zoo_models"]
 
@@ -52,10 +59,28 @@ class ZooModel:
         return provenance
 
     @property
+    def concept_classifiers(self) -> dict[str, Path]:
+        """The classifiers of a text-to-image model by domain; empty for another."""
+        folders = {domain: self.folder / f"{domain}-classifier" for domain in DOMAINS}
+        return folders if all(folder.is_dir() for folder in folders.values()) else {}
+
+    @property
+    def concept_prompts(self) -> Path:
+        return self.folder / "prompts.csv"
+
+    @property
+    def neutral_prompts(self) -> Path:
+        return self.folder / "neutral.txt"
+
+    @property
+    def _names_by_domain(self) -> list[list[str]]:
+        folders = self.concept_classifiers.values() or [self.classifier]
+        return [json.loads((folder / "config.json").read_text())["class_names"] for folder in folders]
+
+    @property
     def class_names(self) -> list[str]:
-        """The classes that the model's classifier tells apart."""
-        names: list[str] = json.loads((self.classifier / "config.json").read_text())["class_names"]
-        return names
+        """The classes that the model's classifiers tell apart."""
+        return [name for names in self._names_by_domain for name in names]
 
     @property
     def forget_images(self) -> str:
@@ -69,8 +94,12 @@ class ZooModel:
         return self.folder / "forget" / class_name
 
     def retain(self, class_name: str) -> list[Path]:
-        """The shipped images of all other classes: a small retain set for the methods that need one."""
-        others = (p for p in sorted((self.folder / "forget").iterdir()) if p.is_dir() and p.name != class_name)
+        """The shipped images of all other classes: a small retain set for the methods that need one.
+
+        Of the same domain where there are several: a fruit may be in the very style that is to go.
+        """
+        known = next((names for names in self._names_by_domain if class_name in names), [])
+        others = (self.folder / "forget" / name for name in sorted(known) if name != class_name)
         return [image for folder in others for image in sorted(folder.glob("*.png"))]
 
 

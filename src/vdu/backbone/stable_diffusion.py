@@ -40,6 +40,7 @@ class StableDiffusionBackbone(Backbone):
         self.shape = (self.vae.config.in_channels, height * factor, width * factor)
         self._number: dict[str, int] = {}
         self._embeddings = torch.empty(0)
+        self._text_encoder: Any = None
         self.condition([""])
         self.sample_from(Prompts())
 
@@ -93,6 +94,43 @@ class StableDiffusionBackbone(Backbone):
             parts = [self.pipeline.encode_prompt([text], self.device, 1, False)[0].float().cpu() for text in texts]
         return torch.cat(parts)
 
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token numbers ``(N, L)`` of ``texts``: start mark, words, end mark, padding; what is too long is cut."""
+        encoded = self.pipeline.tokenizer(
+            list(texts), padding="max_length", max_length=self._longest, truncation=True, return_tensors="pt"
+        )
+        return encoded.input_ids
+
+    @property
+    def _longest(self) -> int:
+        return int(self.pipeline.tokenizer.model_max_length)
+
+    def text_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the U-Net reads of ``tokens`` ``(N, L)``, ``(N, L, D)``, and the word embeddings that it comes from.
+
+        Where gradients are on, those embeddings are a leaf that they reach.
+        """
+        if self._text_encoder is None:
+            self._text_encoder = float32_copy(self.pipeline.text_encoder)
+        taken: list[Tensor] = []
+
+        def take(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+            taken.append(out.detach().requires_grad_(torch.is_grad_enabled()))
+            return taken[0]
+
+        with placed(self._text_encoder, self.device):
+            handle = self._text_encoder.get_input_embeddings().register_forward_hook(take)
+            try:
+                states = self._text_encoder(tokens.to(self.device))[0]
+            finally:
+                handle.remove()
+        return states, taken[0]
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """``(V, D)``: one for each token number."""
+        return self.pipeline.text_encoder.get_input_embeddings().weight.detach().float().to(self.device)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         device = self.device
@@ -111,7 +149,10 @@ class StableDiffusionBackbone(Backbone):
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         self._embeddings = self._embeddings.to(x_t.device)
         number = torch.zeros(len(x_t), dtype=torch.long) if c is None else c
-        text = self._embeddings[number.to(x_t.device)]
+        return self.output_of_text(network, x_t, t, self._embeddings[number.to(x_t.device)])
+
+    def output_of_text(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """As `output`, for the text encoder's states ``(B, L, D)`` themselves."""
         return network(x_t, t, encoder_hidden_states=text).sample.float()
 
     def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vdu.bench.tables import read_results, read_rows
+from vdu.bench.tables import is_of_concepts, read_results, read_rows
 from vdu.checkpoint import replacing
 from vdu.errors import VduError, nearest
 
@@ -85,9 +85,15 @@ KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes}
 
 
 def plot(kind: str, suite: str, results: Path, out: Path) -> None:
-    """Write a plot of ``suite`` to ``out`` (SVG or PNG by its suffix). Raises `VduError` for an unknown kind."""
+    """Write a plot of ``suite`` to ``out`` (SVG or PNG by its suffix).
+
+    Raises `VduError` for an unknown kind, and for a suite that has no such figures.
+    """
     if kind not in KINDS:
         raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
+    if is_of_concepts(read_rows(suite, results)):
+        instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
+        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has UA, IRA and CRA, no PUL; {instead}")
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,49 +1,56 @@
-"""Run what is missing of a suite: models × methods × targets × seeds, one JSON file a run, finished runs skipped.
+"""What a suite is: a TOML file that says model × methods × targets × seeds, and how the outcome is sampled.
 
-The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. Methods that need a retain set get the shipped
-images of the other classes. A run that is refused stays as a file with its reason. The original's samples are made once
-for each evaluation seed (and process).
+A suite of a text-to-image model has a table ``[concept]`` and is measured by UA, IRA and CRA, see
+`vdu.bench.concept_runs`; one without has ``samples`` and is measured by PUL and u-FID, see `vdu.bench.class_runs`.
 """
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from diffusers.utils import logging
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
-from vdu.backbone import Backbone, load_backbone
-from vdu.checkpoint import replacing
-from vdu.detector import Detector, load_detector
 from vdu.errors import VduError, nearest
-from vdu.evaluation import Sampler, evaluate
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import ZooModel, find_zoo_model
-from vdu.reference import Reference, load_reference
-from vdu.unlearning import unlearn
+from vdu.prompt_attack import AttackBudget
+from vdu.prompts import DEFAULT_GUIDANCE_SCALE
 
-__all__ = ["Run", "Suite", "read_suite", "result_path", "run_suite"]
+__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "result_path", "zoo_model"]
 
 SUITES = Path(__file__).parent / "suites"
 
 
 class Arm(BaseModel):
-    """A method with settings, under a label; ``forget_images`` takes the first few of the shipped ones."""
+    """A method with settings, under a label; ``forget_images`` takes the first few of the shipped ones.
+
+    ``prompt``: with which words a text-to-image model is given the images; ``none`` is the images alone.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: str
     settings: dict[str, Any] = {}
     share: float | None = None
     forget_images: int | None = Field(None, ge=1)
+    prompt: Literal["none", "concept"] = "none"
+
+
+class ConceptPlan(BaseModel):
+    """``template``: how a class is put into words, e.g. ``{target} style``; without ``attack`` none is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    template: str = Field(pattern=r"\{target\}")
+    samples_per_prompt: int = Field(ge=1)
+    guidance_scale: float = Field(DEFAULT_GUIDANCE_SCALE, ge=1)
+    attack: AttackBudget | None = None
+
+    def words(self, class_name: str) -> str:
+        """The concept prompt of a class, whose name is written with spaces."""
+        return self.template.replace("{target}", class_name.replace("-", " "))
 
 
 class Suite(BaseModel):
@@ -54,7 +61,8 @@ class Suite(BaseModel):
     model: str
     targets: list[str]
     seeds: list[int]
-    samples: int = Field(ge=100)
+    samples: int | None = Field(None, ge=100)
+    concept: ConceptPlan | None = None
     sampler_steps: int = Field(ge=1)
     methods: dict[str, Arm]
 
@@ -75,6 +83,11 @@ class Run:
     target: str
     seed: int
 
+    @property
+    def sampling_seed(self) -> int:
+        """Of the evaluation's samples: never the unlearning seed."""
+        return 1000 + self.seed
+
 
 def read_suite(name: str) -> Suite:
     """A shipped suite by name or a TOML file by path. Raises `VduError` for unknown names, settings and classes."""
@@ -88,14 +101,27 @@ def read_suite(name: str) -> Suite:
         raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
     for arm in suite.methods.values():
         make_settings(find_method(arm.method), arm.settings)
-    zoo = _zoo_model(suite)
-    for target in suite.targets:
-        if not zoo.forget(target).is_dir():
-            raise VduError(f"suite {path.name}: {zoo.name} has no forget images of class {target!r}")
+    _check_protocol(suite, zoo_model(suite))
     return suite
 
 
-def _zoo_model(suite: Suite) -> ZooModel:
+def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
+    """The model must bring what the suite measures with."""
+    said = f"suite {suite.name}:"
+    if (suite.samples is None) == (suite.concept is None):
+        raise VduError(f"{said} give samples, or for a text-to-image model a table [concept], and not both")
+    if bool(suite.concept) != bool(zoo.concept_classifiers):
+        wanted = "a table [concept]" if zoo.concept_classifiers else "samples and no table [concept]"
+        raise VduError(f"{said} the model {zoo.name} needs {wanted}")
+    if suite.concept is None and any(arm.prompt != "none" for arm in suite.methods.values()):
+        raise VduError(f"{said} the model {zoo.name} takes no prompts: leave prompt out")
+    for target in suite.targets:
+        if not zoo.forget(target).is_dir():
+            raise VduError(f"{said} {zoo.name} has no forget images of class {target!r}")
+
+
+def zoo_model(suite: Suite) -> ZooModel:
+    """The shipped model that the suite is about. Raises `VduError` where there is none."""
     zoo = find_zoo_model(suite.model)
     if zoo is None:
         raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
@@ -106,118 +132,3 @@ def result_path(results: Path, suite: Suite, run: Run) -> Path:
     """Where the result of one run lies."""
     name = f"{run.label}-{run.target}-{run.seed}.json"
     return results / suite.name / name.replace(",", "").replace(" ", "-")
-
-
-class _Bench:
-    """What all runs of one suite share."""
-
-    def __init__(self, suite: Suite) -> None:
-        self.suite, self.zoo = suite, _zoo_model(suite)
-        self.original: Backbone = load_backbone(self.zoo.pipeline)
-        self.detector: Detector = load_detector(self.zoo.classifier)
-        self.reference: Reference = load_reference(self.zoo.reference, self.detector, self.original.shape)
-        self._before: dict[int, Tensor] = {}
-
-    def evaluate(self, pipeline: Any, run: Run) -> dict[str, Any]:
-        sampler = Sampler(steps=self.suite.sampler_steps, seed=1000 + run.seed, count=self.suite.samples)
-        if run.seed not in self._before:
-            self._before[run.seed] = sampler.draw(self.original)
-        return evaluate(
-            self.original,
-            load_backbone(pipeline),
-            self.detector,
-            run.target,
-            reference=self.reference,
-            sampler=sampler,
-            before=self._before[run.seed],
-        ).record
-
-
-def _row(run: Run, unlearning: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    pul = evaluation["pul"]
-    return {
-        "method": run.label,
-        "target": run.target,
-        "seed": run.seed,
-        "pul": pul["value"],
-        "pul_low": pul["low"],
-        "pul_high": pul["high"],
-        "share_before": evaluation["share_before"]["value"],
-        "share_after": evaluation["share_after"]["value"],
-        "share_none_before": evaluation["share_none_before"]["value"],
-        "share_none": evaluation["share_none"]["value"],
-        "u_fid": evaluation["u_fid"],
-        "u_fid_original": evaluation["u_fid_original"],
-        "kid": evaluation["kid"],
-        "kid_original": evaluation["kid_original"],
-        "total_variation": evaluation["total_variation"],
-        "changed": evaluation["changed"],
-        "samples": evaluation["samples"],
-        "seconds": unlearning["seconds"],
-        "threads": torch.get_num_threads(),
-        "steps": unlearning["steps"],
-        "stop_reason": unlearning["stop_reason"],
-    }
-
-
-def _result(bench: _Bench, run: Run) -> dict[str, Any]:
-    zoo = bench.zoo
-    retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
-    images = sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images]
-    try:
-        done = unlearn(
-            zoo.name,
-            images,
-            run.arm.method,
-            retain=retain,
-            settings=run.arm.settings,
-            share=run.arm.share,
-            seed=run.seed,
-        )
-    except VduError as error:
-        return {"status": "refused", "reason": str(error), "method": run.label, "target": run.target, "seed": run.seed}
-    evaluation = bench.evaluate(done.pipeline, run)
-    record = {key: value for key, value in done.record.items() if key != "history"}
-    record["forget"] = record["forget"] | {"source": f"zoo:{zoo.name}/forget/{run.target}"}
-    if retain:
-        record["retain"] = record["retain"] | {"source": f"zoo:{zoo.name}/forget without {run.target}"}
-    return {"status": "done", "row": _row(run, record, evaluation), "unlearning": record, "evaluation": evaluation}
-
-
-_bench_of_process: list[_Bench] = []
-
-
-def _start(suite: Suite, threads: int) -> None:
-    """Prepare a worker process."""
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    _bench_of_process.append(_Bench(suite))
-
-
-def _make(suite: Suite, results: Path, run: Run) -> str:
-    """Make one run, write its file, and say in a line what came out."""
-    result = _result(_bench_of_process[0], run)
-    with replacing(result_path(results, suite, run)) as beside:
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-    said = _said(result["row"]) if "row" in result else result["reason"]
-    return f"{run.label} {run.target} seed {run.seed}: {said}"
-
-
-def run_suite(suite: Suite, results: Path, limit: int | None, jobs: int, say: Callable[[str], None]) -> None:
-    """Make at most ``limit`` runs that have no result file yet, ``jobs`` at a time, each on its share of the cores."""
-    missing = [run for run in suite.runs() if not result_path(results, suite, run).is_file()][:limit]
-    say(f"{suite.name}: {len(missing)} runs to make")
-    if not missing:
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
-        waiting = [pool.submit(_make, suite, results, run) for run in missing]
-        for number, done in enumerate(as_completed(waiting), 1):
-            say(f"[{number}/{len(missing)}] {done.result()}")
-
-
-def _said(row: dict[str, Any]) -> str:
-    shown = {"PUL": row["pul"], "u-FID": row["u_fid"], "original": row["u_fid_original"], "none": row["share_none"]}
-    figures = ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None)
-    return f"{figures}, {row['seconds']:.0f} s"

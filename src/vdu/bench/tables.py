@@ -10,9 +10,11 @@ from typing import Any
 
 from vdu.errors import VduError
 
-__all__ = ["read_results", "read_rows", "render", "summary"]
+__all__ = ["is_of_concepts", "read_results", "read_rows", "render", "summary"]
 
-COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_ratio", "total_variation", "changed", "seconds")
+CLASS_COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_ratio", "total_variation", "changed", "seconds")
+BOTH = ("ua", "ua_none", "ua_paraphrase", "ira", "cra", "cra_target")  # which the original model has too
+CONCEPT_COLUMNS = (*BOTH[:3], "ua_attack", *BOTH[3:], "fid_to_original", "seconds")
 
 
 def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
@@ -39,12 +41,30 @@ def _cell(values: Iterable[float | None]) -> str:
     return f"{mean(numbers):.2f} ({min(numbers):.2f} … {max(numbers):.2f})"
 
 
+def is_of_concepts(rows: list[dict[str, Any]]) -> bool:
+    """Whether these are rows of a text-to-image model's suite."""
+    return any("ua" in row for row in rows)
+
+
+def _lead(rows: list[dict[str, Any]]) -> str:
+    """The first figure, which every finished run has."""
+    return "ua" if is_of_concepts(rows) else "pul"
+
+
 def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Header and one line for each method: runs, mean (least … most) of each figure."""
-    lines = [["method", "runs", *COLUMNS]]
+    """Header and one line for each method: runs, mean (least … most) of each figure.
+
+    In a suite of concepts the original model is the first line, over the same targets and seeds.
+    """
+    lead, columns = _lead(rows), CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
+    lines = [["method", "runs", *columns]]
+    if is_of_concepts(rows):
+        once = {(r["target"], r["seed"]): r for r in rows if lead in r}.values()
+        cells = [_cell(r[f"{c}_original"] for r in once) if c in BOTH else "–" for c in columns]
+        lines.append(["(original)", "–", *cells])
     for method in sorted({r["method"] for r in rows}):
-        mine = [r for r in rows if r["method"] == method and "pul" in r]
-        lines.append([method, str(len(mine)), *(_cell(r.get(column) for r in mine) for column in COLUMNS)])
+        mine = [r for r in rows if r["method"] == method and lead in r]
+        lines.append([method, str(len(mine)), *(_cell(r.get(column) for r in mine) for column in columns)])
     return lines
 
 
@@ -56,12 +76,12 @@ def _aligned(lines: list[list[str]]) -> str:
 
 
 def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """PUL of each method (columns) on each target (lines), mean (least … most) over seeds."""
-    methods = sorted({r["method"] for r in rows})
-    lines = [["PUL of target", *methods]]
+    """PUL or UA of each method (columns) on each target (lines), mean (least … most) over seeds."""
+    methods, lead = sorted({r["method"] for r in rows}), _lead(rows)
+    lines = [[f"{lead.upper()} of target", *methods]]
     for target in sorted({str(r["target"]) for r in rows}):
         of_target = [r for r in rows if str(r["target"]) == target]
-        cells = [_cell(r.get("pul") for r in of_target if r["method"] == method) for method in methods]
+        cells = [_cell(r.get(lead) for r in of_target if r["method"] == method) for method in methods]
         lines.append([target, *cells])
     return lines
 

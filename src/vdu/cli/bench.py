@@ -24,14 +24,15 @@ def bench_run(
     limit: Annotated[int | None, typer.Option(help="at most this many runs now")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
 ) -> None:
-    """Make the runs of a suite that are not there yet, one JSON file each."""
+    """Make the runs of a suite that are not there yet, one JSON file each; text-to-image ones have a PNG too."""
     quiet()
     if suite == "step-cost":
         from vdu.bench.step_cost import run_step_cost
 
         run_step_cost(results, typer.echo)
         return
-    from vdu.bench.suite import read_suite, run_suite
+    from vdu.bench.runner import run_suite
+    from vdu.bench.suite import read_suite
 
     run_suite(read_suite(suite), results, limit, jobs, typer.echo)
 

@@ -74,7 +74,7 @@ def _yardstick(
 
     zoo = find_zoo_model(model)
     images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
-    source = detector or (str(zoo.classifier) if zoo else None)
+    source = detector or (str(zoo.classifier) if zoo and zoo.classifier.is_dir() else None)
     if source is None:
         for name, value in (("--target", target), ("--reference", reference)):
             if value is not None:

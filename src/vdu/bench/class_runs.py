@@ -1,0 +1,71 @@
+"""Runs on a model of classes without text: PUL, u-FID and collateral (`vdu.evaluation`).
+
+The original's samples are made once for each evaluation seed (and process).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from vdu.backbone import load_backbone
+from vdu.bench.suite import Run, Suite, zoo_model
+from vdu.detector import load_detector
+from vdu.evaluation import Sampler, evaluate
+from vdu.reference import load_reference
+from vdu.result import Result
+from vdu.unlearning import unlearn
+
+__all__ = ["ClassRuns"]
+
+SHARES = ("share_before", "share_after", "share_none_before", "share_none")
+FIGURES = ("u_fid", "u_fid_original", "kid", "kid_original", "total_variation", "changed", "samples")
+
+
+class ClassRuns:
+    """What all runs of one suite share."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite, self.zoo = suite, zoo_model(suite)
+        self.original = load_backbone(self.zoo.pipeline)
+        self.detector = load_detector(self.zoo.classifier)
+        self.reference = load_reference(self.zoo.reference, self.detector, self.original.shape)
+        self._before: dict[int, Tensor] = {}
+
+    def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
+        """From images alone."""
+        arm = run.arm
+        return unlearn(
+            self.zoo.name, images, arm.method, retain=retain, settings=arm.settings, share=arm.share, seed=run.seed
+        )
+
+    def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
+        """Figures; no picture."""
+        assert self.suite.samples is not None
+        sampler = Sampler(steps=self.suite.sampler_steps, seed=run.sampling_seed, count=self.suite.samples)
+        if run.seed not in self._before:
+            self._before[run.seed] = sampler.draw(self.original)
+        evaluation = evaluate(
+            self.original,
+            load_backbone(done.pipeline),
+            self.detector,
+            run.target,
+            reference=self.reference,
+            sampler=sampler,
+            before=self._before[run.seed],
+        )
+        return evaluation.record, None
+
+    def row(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """PUL with its interval, shares, distances."""
+        pul = evaluation["pul"]
+        row = {"pul": pul["value"], "pul_low": pul["low"], "pul_high": pul["high"]}
+        return row | {k: evaluation[k]["value"] for k in SHARES} | {k: evaluation[k] for k in FIGURES}
+
+    def said(self, row: dict[str, Any]) -> str:
+        """PUL, u-FID of both models, share of none."""
+        shown = {"PUL": row["pul"], "u-FID": row["u_fid"], "original": row["u_fid_original"], "none": row["share_none"]}
+        return ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None)

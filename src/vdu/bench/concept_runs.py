@@ -1,0 +1,118 @@
+"""Runs on a text-to-image model: UA, IRA, CRA, paraphrases and an attack (`vdu.concept_evaluation`), and a grid.
+
+The original's samples are made once for each evaluation seed (and process).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vdu.backbone import load_backbone
+from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
+from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
+from vdu.concept_prompts import ConceptPrompt, asking_for, read_concept_prompts
+from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
+from vdu.detector import load_detector
+from vdu.grids import before_after
+from vdu.prompts import Prompts, read_prompts
+from vdu.result import Result
+from vdu.unlearning import unlearn
+
+__all__ = ["ConceptRuns"]
+
+WHOLE = ("ua", "ira", "cra", "ua_paraphrase", "ua_attack")  # with their intervals
+PARTS = ("ua_none", "ua_other", "cra_target")
+ORIGINAL = ("ua", "ua_none", "ira", "cra", "cra_target", "ua_paraphrase")
+ATTACK = ("success_without", "success_added", "success_either", "random_added")
+GRID_PROMPTS, GRID_SEEDS = 6, 2
+
+
+class ConceptRuns:
+    """What all runs of one suite share."""
+
+    def __init__(self, suite: Suite, plan: ConceptPlan) -> None:
+        self.suite, self.plan, self.zoo = suite, plan, zoo_model(suite)
+        self.original = load_backbone(self.zoo.pipeline)
+        self.judge = ConceptJudge({d: load_detector(f) for d, f in self.zoo.concept_classifiers.items()})
+        classes = {domain: detector.class_names for domain, detector in self.judge.detectors.items()}
+        self.prompts = read_concept_prompts(self.zoo.concept_prompts, classes)
+        self.neutral = read_prompts(self.zoo.neutral_prompts)
+        self._known: dict[int, dict[tuple[ConceptPrompt, ...], Drawn]] = {}
+
+    def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
+        """From images alone, or with the concept in words; each image to keep then has its own class's words."""
+        named = run.arm.prompt == "concept"
+        forget = (self.plan.words(run.target),) if named else ()
+        kept: list[Any] | None = retain
+        if retain is not None and named:
+            kept = [
+                {"image": Image.open(path).convert("RGB"), "text": self.plan.words(path.parent.name)} for path in retain
+            ]
+        return unlearn(
+            self.zoo.name,
+            images,
+            run.arm.method,
+            retain=kept,
+            settings=run.arm.settings,
+            share=run.arm.share,
+            prompts=Prompts(self.neutral, forget, self.plan.guidance_scale),
+            seed=run.seed,
+        )
+
+    def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
+        """Figures, and the grid of some prompts with the target and some without."""
+        plan, seed = self.plan, run.sampling_seed
+        sampler = ConceptSampler(plan.samples_per_prompt, self.suite.sampler_steps, plan.guidance_scale, seed)
+        evaluation = evaluate_concept(
+            self.original,
+            load_backbone(done.pipeline),
+            self.judge,
+            self.prompts,
+            run.target,
+            sampler,
+            budget=plan.attack,
+            known=self._known.setdefault(run.seed, {}),
+        )
+        texts, picture = _grid(evaluation, self.judge, run.target)
+        return evaluation.record | {"grid_prompts": texts}, picture
+
+    def row(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Every figure beside the original's; intervals of those of the unlearned model."""
+        row: dict[str, Any] = {}
+        for name in WHOLE:
+            interval = evaluation[name] or dict.fromkeys(("value", "low", "high"))
+            row |= {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+        for name in (*PARTS, *(f"{name}_original" for name in ORIGINAL)):
+            row[name] = evaluation[name]["value"] if evaluation[name] else None
+        attack = evaluation["attack"]
+        row |= {f"attack_{name}": attack[name]["value"] if name in attack else None for name in ATTACK}
+        distances = {name: evaluation[name] for name in ("fid_to_original", "kid_to_original")}
+        return row | distances | {"samples": evaluation["samples"]}
+
+    def said(self, row: dict[str, Any]) -> str:
+        """UA, IRA and CRA, the original's in brackets."""
+        shown = [(name, row[name], row[f"{name}_original"]) for name in ("ua", "ira", "cra")]
+        return ", ".join(f"{n.upper()} {a:.1f} ({b:.1f})" for n, a, b in shown if a is not None and b is not None)
+
+
+def _spread(numbers: list[int], count: int) -> list[int]:
+    """``count`` of ``numbers``, evenly spread."""
+    at = torch.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().long().tolist() if numbers else []
+    return [numbers[i] for i in at]
+
+
+def _grid(evaluation: ConceptEvaluation, judge: ConceptJudge, target: str) -> tuple[list[str], Image.Image]:
+    """Columns: prompts with the target, then prompts without; rows: seeds, before above after. And the prompts."""
+    before, after, inside = evaluation.before, evaluation.after, judge.domain(target)
+    prompts, wanted = before.prompts, asking_for(before.prompts, target)
+    groups = [[i for i, p in enumerate(prompts) if (p in wanted) == asked] for asked in (True, False)]
+    columns = [i for group in groups for i in _spread(group, GRID_PROMPTS)]
+    rows = min(GRID_SEEDS, len(before.pictures) // len(prompts))
+    shown = torch.tensor([row * len(prompts) + column for row in range(rows) for column in columns])
+    marks = before.seen[inside][shown] == judge.detectors[inside].class_index(target)
+    picture = before_after(before.pictures[shown], after.pictures[shown], len(columns), marks=marks.tolist())
+    return [prompts[i].text for i in columns], picture

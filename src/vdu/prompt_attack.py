@@ -1,0 +1,185 @@
+"""Words before a prompt that bring a forgotten concept back, in the spirit of UnlearnDiffAtk.
+
+    min over k words w of  L(w) = E_{(x_0, p), t, ε} ‖ε − ε_θ(x_t, t, w ⊕ p)‖²
+
+ε_θ is the unlearned network, x_0 the original model's pictures of the target with the prompts p that they were drawn
+with (Zhang et al., arXiv 2310.11868: the diffusion model is its own classifier, no other one is asked). Theirs are
+words for one prompt by projected gradient steps; here they are the same for all prompts of the target, found by greedy
+coordinate gradient (Zou et al., arXiv 2307.15043): the gradient at the embedding of each word proposes replacements
+−∇ᵀ(e_v − e_w), a few drawn from the best are tried on L itself, the lowest is kept if it is lower. Cheaper and weaker
+than an attack on each prompt: what it does not find may still be found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.errors import VduError
+from vdu.seeding import generator
+
+__all__ = ["Attack", "AttackBudget", "attack"]
+
+PROPOSED = 64
+
+
+class AttackBudget(BaseModel):
+    """How hard is tried: ``rounds · candidates · images · times`` forward passes, the gradients' beside."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    words: int = Field(4, ge=1, description="k")
+    rounds: int = Field(16, ge=1)
+    candidates: int = Field(16, ge=1, description="replacements that are tried in a round")
+    images: int = Field(6, ge=1)
+    times: int = Field(4, ge=1, description="noise levels of each image, evenly spread")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The words found, and the random ones that the search began with: what any words do.
+
+    Losses without and with the words found, on the draws of the search and on noise that it never saw.
+    """
+
+    prefix: str
+    random_prefix: str
+    loss_plain: float
+    loss_attacked: float
+    unseen_loss_plain: float
+    unseen_loss_attacked: float
+    evaluations: int
+    seconds: float
+    budget: AttackBudget
+
+    def record(self) -> dict[str, Any]:
+        """For a result file."""
+        return asdict(self) | {"budget": self.budget.model_dump()}
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Fixed ``x_t``, ``eps``, ``t`` and which text belongs to each."""
+
+    x_t: Tensor
+    eps: Tensor
+    t: Tensor
+    text: Tensor
+
+
+def _draws(backbone: StableDiffusionBackbone, x_0: Tensor, times: int, g: torch.Generator) -> _Draws:
+    at = ((torch.arange(times) + 0.5) / times * backbone.timesteps).long()
+    t, clean = at.repeat(len(x_0)).to(backbone.device), x_0.repeat_interleave(times, 0).to(backbone.device)
+    eps = torch.randn(clean.shape, generator=g).to(backbone.device)
+    return _Draws(backbone.add_noise(clean, eps, t), eps, t, torch.arange(len(x_0)).repeat_interleave(times))
+
+
+def _vocabulary(tokenizer: Any) -> tuple[list[str], Tensor]:
+    """Words that stand alone as one token, and their numbers: what is found can be typed as a prompt."""
+    words = [tokenizer.decode([number]).strip() for number in range(len(tokenizer))]
+    encoded = tokenizer([word or " " for word in words], add_special_tokens=False).input_ids
+    special = set(tokenizer.all_special_ids)
+    kept = [n for n, ids in enumerate(encoded) if words[n].isalpha() and ids == [n] and n not in special]
+    return [words[n] for n in kept], torch.tensor(kept, dtype=torch.long)
+
+
+class _Search:
+    """The objective L and what it has cost so far."""
+
+    def __init__(
+        self, backbone: StableDiffusionBackbone, network: nn.Module, texts: Sequence[str], words: list[str]
+    ) -> None:
+        self.backbone, self.network, self.texts, self.words = backbone, network, tuple(texts), words
+        self.evaluations = 0
+
+    def prefix(self, chosen: Sequence[int]) -> str:
+        return " ".join(self.words[i] for i in chosen)
+
+    def _errors(self, draws: _Draws, states: Tensor) -> Tensor:
+        """‖ε − ε_θ‖², mean over dimensions, summed over draws; no more at once than the architecture bears."""
+        total = torch.zeros((), device=states.device)
+        for part in torch.arange(len(draws.t)).split(self.backbone.largest_batch):
+            x_t, t = draws.x_t[part], draws.t[part]
+            output = self.backbone.output_of_text(self.network, x_t, t, states[draws.text[part]])
+            total = total + (self.backbone.to_eps(output, x_t, t) - draws.eps[part]).pow(2).mean(dim=(1, 2, 3)).sum()
+        self.evaluations += len(draws.t)
+        return total
+
+    @torch.no_grad()
+    def loss(self, draws: _Draws, chosen: Sequence[int]) -> float:
+        """L of the words; none of them is the plain prompt."""
+        texts = [f"{self.prefix(chosen)} {text}".strip() for text in self.texts]
+        states, _ = self.backbone.text_states(self.backbone.tokens(texts))
+        return float(self._errors(draws, states)) / len(draws.t)
+
+    def gradient(self, draws: _Draws, chosen: Sequence[int]) -> Tensor:
+        """∂L/∂(embedding of each word), ``(k, D)``; the words follow the start mark."""
+        with torch.enable_grad():
+            states, leaf = self.backbone.text_states(
+                self.backbone.tokens([f"{self.prefix(chosen)} {text}" for text in self.texts])
+            )
+            (slope,) = torch.autograd.grad(self._errors(draws, states) / len(draws.t), leaf)
+        return slope[:, 1 : 1 + len(chosen)].sum(0)
+
+    def find(
+        self, draws: _Draws, embeddings: Tensor, start: list[int], budget: AttackBudget, g: torch.Generator
+    ) -> list[int]:
+        """Greedy coordinate gradient from the words ``start``."""
+        chosen, lowest = start, self.loss(draws, start)
+        for _ in range(budget.rounds):
+            slope = self.gradient(draws, chosen)
+            tried = [(self.loss(draws, c), c) for c in _replacements(slope, embeddings, chosen, budget.candidates, g)]
+            loss, best = min(tried)
+            if loss < lowest:
+                lowest, chosen = loss, best
+        return chosen
+
+
+def _replacements(
+    slope: Tensor, embeddings: Tensor, chosen: list[int], count: int, g: torch.Generator
+) -> Iterator[list[int]]:
+    """``count`` word lists that differ from ``chosen`` in one place, drawn from each place's best proposals."""
+    proposed = (-slope @ embeddings.T).topk(min(PROPOSED, len(embeddings)), dim=1).indices
+    for _ in range(count):
+        place = int(torch.randint(len(chosen), (), generator=g))
+        word = int(proposed[place, int(torch.randint(proposed.shape[1], (), generator=g))])
+        yield [*chosen[:place], word, *chosen[place + 1 :]]
+
+
+def attack(
+    backbone: Any, network: nn.Module, x_0: Tensor, texts: Sequence[str], budget: AttackBudget, seed: int = 0
+) -> Attack:
+    """Attack the unlearned ``network`` with target latents ``x_0`` ``(M, *latent_shape)`` and their ``texts`` (M).
+
+    Only the first ``budget.images`` are used. The words may include the target's own name, as anyone could type it.
+    Raises `VduError` for a model that reads no text and for a budget that does not fit into a prompt.
+    """
+    if not isinstance(backbone, StableDiffusionBackbone):
+        raise VduError("a prompt attack needs a text-to-image model: this one takes no prompts")
+    started, g = time.monotonic(), generator(seed, "attack")
+    words, numbers = _vocabulary(backbone.pipeline.tokenizer)
+    longest = backbone.tokens([""]).shape[1]
+    if not words or budget.words > longest - 3:
+        raise VduError(f"an attack of {budget.words} words does not fit into a prompt of {longest} tokens")
+    search = _Search(backbone, network, texts[: budget.images], words)
+    x_0, embeddings = x_0[: budget.images], backbone.word_embeddings[numbers.to(backbone.device)]
+    draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, "attack", s)) for s in ("seen", "unseen"))
+    start = torch.randint(len(words), (budget.words,), generator=g).tolist()
+    chosen = search.find(draws, embeddings, start, budget, g)
+    return Attack(
+        prefix=search.prefix(chosen),
+        random_prefix=search.prefix(start),
+        loss_plain=search.loss(draws, ()),
+        loss_attacked=search.loss(draws, chosen),
+        unseen_loss_plain=search.loss(unseen, ()),
+        unseen_loss_attacked=search.loss(unseen, chosen),
+        evaluations=search.evaluations,
+        seconds=round(time.monotonic() - started, 2),
+        budget=budget,
+    )
