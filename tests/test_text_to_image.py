@@ -147,7 +147,7 @@ def test_judges_are_tested_on_objects_that_they_were_not_trained_on(corpus):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run, tmp_path, monkeypatch):
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     import vdu.text_to_image.denoiser as denoiser
@@ -157,11 +157,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run,
     def failing(*args):
         calls.append(1)
         if len(calls) == 4:
-            raise Stop
+            raise StoppedError
         return whole(*args)
 
     monkeypatch.setattr(denoiser, "_loss", failing)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         train_text_to_image(recipe, corpus, tmp_path)
     monkeypatch.setattr(denoiser, "_loss", whole)
     train_text_to_image(recipe, corpus, tmp_path)

@@ -33,8 +33,7 @@ class AutoencoderTraining(BaseModel):
 class TextRecipe(BaseModel):
     """``autoencoder``, ``text_encoder``, ``unet``, ``noise``: arguments of the diffusers and transformers classes.
 
-    ``judges``: of the style and of the object. ``merges``: how many of CLIP's byte-pair merges the tokenizer keeps. ``sample_steps`` and ``guidance_scale``: with
-    which the quality of the finished model is measured.
+    ``merges``: how many of CLIP's byte-pair merges the tokenizer keeps. ``judges``: of the style and of the object.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
