@@ -18,11 +18,12 @@ from vdu.errors import VduError
 from vdu.guard import Check, Guard, detector_judge, label_free_judge
 from vdu.inputs import Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, run_loop
+from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
-from vdu.parameters import choose_parameters
+from vdu.parameters import trained_copy
 from vdu.posterior import Posterior
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -164,8 +165,7 @@ def unlearn(
         skip_unreadable=skip_unreadable,
     )
     request = _Request(chosen, values, backbone, inputs, share, seed, precision, place)
-    network = backbone.trainable_copy(values.gradient_checkpointing)
-    choose_parameters(network, values.parameters)
+    network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
     if on_ready:
         on_ready()
     name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
@@ -205,4 +205,4 @@ def _carry_out(
         "preparation_seconds": round(prepared - started, 2),
         "seconds": round(time.monotonic() - started, 2),
     } | request.record(preparation, outcome)
-    return Result(pipeline, record, request.backbone, request.inputs.forget)
+    return Result(pipeline, record, request.backbone, request.inputs.forget, low_rank=factors(outcome.network))
