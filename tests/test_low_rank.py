@@ -14,8 +14,11 @@ from test_stable_diffusion import SHORT, _few_samples, _unlearn, folder, make_pi
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.low_rank import merged_state
+from vdu.denoising import prediction_error
+from vdu.forget_score import fit_forget_score
+from vdu.low_rank import factors, merged_state
 from vdu.methods import find_method, make_settings
+from vdu.noising import Clean, draw
 from vdu.parameters import trained_copy
 
 LORA = {"parameters": "lora", "lora_rank": 2, "learning_rate": 1e-2}
@@ -85,6 +88,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_and_its_state_holds_only_the
     assert all(".lora_" in name for name in names)
     resumed = _unlearn(pipeline, folder, settings=settings, state_folder=state)
     assert resumed.record["result_sha256"] == whole.record["result_sha256"]
+
+
+def test_the_forget_score_of_a_lora_run_is_a_lora_and_learns(pipeline):
+    backbone = load_backbone(pipeline)
+    x_0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    score, whole = (
+        fit_forget_score(backbone, Clean(x_0), 0, steps=60, lora_rank=rank, gradient_checkpointing=True)
+        for rank in (4, None)
+    )
+    noised = draw(backbone, Clean(x_0).repeat(32), 64, torch.Generator().manual_seed(1))
+    errors = [float(prediction_error(backbone, n, noised).mean()) for n in (score, whole, backbone.network)]
+    assert errors[0] < errors[2]
+    assert len(factors(score)) > 0 == len(factors(whole))
+    held = {p.data_ptr() for p in backbone.network.parameters()}
+    assert sum(p.data_ptr() not in held for p in score.parameters()) == len(factors(score))
 
 
 def test_a_ddpm_with_attention_has_a_lora_too_but_no_lora_file(forget, few_samples, tmp_path):

@@ -23,7 +23,7 @@ from vdu.methods import find_method, make_settings
 from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
-from vdu.parameters import trained_copy
+from vdu.parameters import LORA, trained_copy
 from vdu.posterior import Posterior
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -75,6 +75,8 @@ class _Request:
             given_posterior=given.posterior,
             given_retain=given.kept(self.backbone),
             given_teacher=teacher.network.to(self.place) if teacher else None,
+            lora_rank=self.values.lora_rank if self.values.parameters == LORA else None,
+            gradient_checkpointing=self.values.gradient_checkpointing,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not self.values.guard_every_steps:

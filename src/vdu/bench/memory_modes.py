@@ -72,6 +72,7 @@ MODES = {
     "plain": Mode("plain"),
     "vdu-lora": Mode("vdu", "lora", ema_decay=0.9),
     "vdu-cross-attention": Mode("vdu", "cross-attention", ema_decay=0.9),
+    "proximal-cross-attention": Mode("proximal", "cross-attention"),
     "proximal": Mode("proximal"),
     "vdu-without-average": Mode("vdu"),
     "vdu": Mode("vdu", ema_decay=0.9),
