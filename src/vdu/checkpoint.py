@@ -106,11 +106,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise VduError(f"cannot read {path} as safetensors ({error}): give a .safetensors file") from error
 
 
+def _moving(module: nn.Module) -> dict[str, Tensor]:
+    """What a run changes. Frozen parameters are the model's, whose hash is in the settings, and may be shared."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
 def save_state(
     path: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
 ) -> None:
     """Write everything that a run needs to go on after ``step`` finished steps."""
-    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in _moving(module).items()}
     for index, fields in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{field}": value for field, value in fields.items()}
     write_tensors(path, tensors, {"step": str(step), "settings_hash": settings_hash})
@@ -127,8 +133,7 @@ def load_state(
     if metadata.get("settings_hash") != settings_hash:
         raise VduError(f"{path} is the state of a run with other settings: remove it or choose another output folder")
     for name, module in modules.items():
-        prefix = f"{name}."
-        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(module.state_dict() | {k: tensors[f"{name}.{k}"] for k in _moving(module)})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

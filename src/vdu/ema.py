@@ -13,6 +13,7 @@ def ema_update(average: nn.Module, model: nn.Module, decay: float, step: int) ->
     """Move ``average`` towards ``model`` in place. The ramp keeps early steps from being dominated by the start."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.data.lerp_(source, weight)
+        if target is not source:  # what is frozen is shared
+            target.data.lerp_(source, weight)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(current)

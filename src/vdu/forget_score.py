@@ -3,7 +3,8 @@
     min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero
 
 Without prompts, also where the images have captions: ε_f stands beside what the model makes unasked.
-Few steps: enough to move towards what the images share, too few to learn them by heart.
+Few steps: enough to move towards what the images share, too few to learn them by heart. Of a large network it may be a
+LoRA beside the original's weights (`vdu.low_rank`) in place of a whole copy.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import nn
 
 from vdu.backbone import Backbone
 from vdu.noising import Clean, draw
+from vdu.parameters import LORA, trained_copy
 from vdu.precision import autocast
 from vdu.seeding import generator
 
 __all__ = ["fit_forget_score"]
+
+LEARNING_RATE = 3e-4
+LORA_LEARNING_RATE = 1e-3  # a LoRA is customarily trained at several times the rate of whole weights; not measured here
 
 
 def fit_forget_score(
@@ -28,13 +33,19 @@ def fit_forget_score(
     *,
     steps: int = 100,
     batch_size: int = 32,
-    learning_rate: float = 3e-4,
     precision: str = "fp32",
+    lora_rank: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> nn.Module:
-    """A frozen network whose output on ``x_t`` is the forget set's. Deterministic for a seed."""
-    network = backbone.trainable_copy()
+    """A frozen network whose output on ``x_t`` is the forget set's. Deterministic for a seed.
+
+    With a ``lora_rank`` a LoRA of that rank is trained, else everything.
+    """
+    network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
+    learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
+    trained = [p for p in network.parameters() if p.requires_grad]
     batch_size = min(batch_size, backbone.largest_batch)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
     for step in range(steps):
         noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
         target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
@@ -43,6 +54,6 @@ def fit_forget_score(
         optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
         error.pow(2).mean().backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     return network.eval().requires_grad_(False)

@@ -56,6 +56,11 @@ class LoopResult:
         return self.history[-1].step if self.history else 0
 
 
+def _copy(network: nn.Module) -> nn.Module:
+    """A copy for looking at; frozen parameters are shared."""
+    return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad}).eval()
+
+
 class _Run:
     """State of one run: the moving network, its average, the best so far."""
 
@@ -70,8 +75,9 @@ class _Run:
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
         self.guard, self.seed, self.precision = guard, seed, precision
-        self.average = copy.deepcopy(network).eval()
-        self.best = copy.deepcopy(network).eval()
+        # A large network is copied only where it must be; a decay of 0 leaves nothing to average.
+        self.average = _copy(network) if settings.ema_decay else network
+        self.best = _copy(network) if guard else self.average
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained, lr=settings.learning_rate)
         self.history: list[StepRecord] = []
@@ -92,14 +98,16 @@ class _Run:
         if math.isfinite(loss.item()) and math.isfinite(norm.item()):
             self.optimizer.step()
             self.objective.after_step(rate)
-            ema_update(self.average, self.network, self.settings.ema_decay, step)
+            if self.average is not self.network:
+                ema_update(self.average, self.network, self.settings.ema_decay, step)
         weights = self.objective.weights
         return StepRecord(step + 1, loss.item(), rate, norm.item(), weights.value() if weights else None)
 
     def look(self, step: int) -> Check:
         """Check the average; keep it when it is the best yet. Later steps win ties."""
         assert self.guard is not None
-        check = self.guard.check(self.average, step)
+        check = self.guard.check(self.average.eval(), step)
+        self.network.train()
         sound = [c.score for c in self.checks if not c.broken]
         if not check.broken and (not sound or check.score <= min(sound)):
             self.best.load_state_dict(self.average.state_dict())
@@ -113,7 +121,9 @@ class _Run:
         return min(sound, key=lambda c: (c.score, -c.step)).step if sound else 0
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"network": self.network, "average": self.average, "best": self.best}
+        named = {"network": self.network, "average": self.average, "best": self.best}
+        first = {id(module): name for name, module in reversed(named.items())}
+        return {name: module for name, module in named.items() if first[id(module)] == name}
 
     def save(self, folder: Path, step: int, identity: str) -> None:
         with replacing(folder / "records.json") as beside:
@@ -180,5 +190,4 @@ def run_loop(
             reason = run.verdict(check)
         if due and state_folder:
             run.save(state_folder, step, digest.hexdigest())
-    handed_out = run.best if guard else run.average
-    return LoopResult(handed_out, run.best_step(), reason or "all steps taken", run.history, run.checks)
+    return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks)

@@ -24,6 +24,7 @@ UNMEASURED_LIMITS = (
 USE = {
     "pipeline": "It loads like any diffusers pipeline.",
     "delta": "It holds only what changed: `vdu apply MODEL DELTA --out DIR` makes the pipeline.",
+    "lora": "It holds a LoRA for the original: `pipeline.load_lora_weights(FOLDER)`.",
 }
 CITATION = """```bibtex
 @misc{panda2025unlearning,
@@ -111,7 +112,7 @@ def _asked(unlearning: dict[str, Any]) -> str:
 def write_model_card(
     folder: Path, unlearning: dict[str, Any], evaluation: dict[str, Any] | None, form: str = "pipeline"
 ) -> None:
-    """Write ``folder/README.md``. ``form``: what the folder holds, the whole pipeline or a delta."""
+    """Write ``folder/README.md``. ``form``: what the folder holds, the whole pipeline, a delta or a LoRA."""
     parts = [
         _front_matter(str(unlearning["model"]), bool(unlearning.get("prompts"))),
         f"# {_text(unlearning['model'])}, unlearned",

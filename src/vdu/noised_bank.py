@@ -60,7 +60,7 @@ class NoisedBank:
 
 def network_batches(backbone: Backbone, items: Tensor) -> tuple[Tensor, ...]:
     """``items`` in parts that go through the network at once."""
-    return items.split(min(NETWORK_BATCH, backbone.largest_batch))
+    return items.split(min(NETWORK_BATCH, backbone.largest_batch)) if len(items) else ()
 
 
 def _draws(images: Tensor) -> int:

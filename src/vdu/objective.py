@@ -34,12 +34,14 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class MethodSettings(BaseModel):
     """Settings that every method has; a method adds its own. Unknown names are refused.
 
-    ``needs`` names what must be given, ``takes`` what may be (see `vdu.needs`).
+    ``needs`` names what must be given, ``takes`` what may be (see `vdu.needs`). ``holds_weights``: it has a penalty on
+    every single weight, which a LoRA does not have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     needs: ClassVar[tuple[str, ...]] = ("forget",)
     takes: ClassVar[tuple[str, ...]] = ()
+    holds_weights: ClassVar[bool] = False
 
     steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
     batch_size: Count = Field(32, description="images per term and step")
@@ -47,7 +49,8 @@ class MethodSettings(BaseModel):
     schedule: Literal["constant", "cosine"] = "constant"
     max_gradient_norm: Positive = 1.0
     ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
-    parameters: str = Field("*", description="glob of the parameter names to train, or cross-attention")
+    parameters: str = Field("*", description="glob of the parameter names to train, cross-attention, or lora")
+    lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")

@@ -1,4 +1,4 @@
-"""Which parameters are trained: a glob over their names, or the name of a part that many ask for."""
+"""Which parameters are trained: a glob over their names, a part that many ask for by name, or a LoRA beside them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ import fnmatch
 
 from torch import nn
 
+from vdu.backbone import Backbone
 from vdu.errors import VduError
+from vdu.low_rank import add_adapters
 
-__all__ = ["PARTS", "choose_parameters"]
+__all__ = ["LORA", "PARTS", "chosen_names", "trained_copy"]
 
 # attn2 is diffusers' name of the attention between picture and text in a transformer block.
 PARTS = {"cross-attention": "*.attn2.*"}
+LORA = "lora"
 
 
-def choose_parameters(network: nn.Module, pattern: str) -> None:
-    """Let gradients reach only what ``pattern`` matches. Raises `VduError` where that is nothing."""
-    chosen = 0
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(fnmatch.fnmatch(name, PARTS.get(pattern, pattern)))
-        chosen += parameter.requires_grad
+def chosen_names(network: nn.Module, pattern: str) -> set[str]:
+    """The parameters that ``pattern`` matches. Raises `VduError` where that is nothing."""
+    names = [name for name, _ in network.named_parameters()]
+    chosen = set(fnmatch.filter(names, PARTS.get(pattern, pattern)))
     if not chosen:
-        first = next(name for name, _ in network.named_parameters())
-        raise VduError(f"no parameter matches {pattern!r}: names look like {first!r}")
+        raise VduError(f"no parameter matches {pattern!r}: names look like {names[0]!r}")
+    return chosen
+
+
+def trained_copy(
+    backbone: Backbone, parameters: str, lora_rank: int, seed: int, gradient_checkpointing: bool = False
+) -> nn.Module:
+    """The copy that a run trains, in which gradients reach only ``parameters``; the rest is the original's own."""
+    if parameters != LORA:
+        return backbone.trainable_copy(gradient_checkpointing, chosen_names(backbone.network, parameters))
+    network = backbone.trainable_copy(gradient_checkpointing, ())
+    add_adapters(network, lora_rank, seed)
+    return network

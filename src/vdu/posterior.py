@@ -42,7 +42,8 @@ FLOOR_SHARE_OF_MEDIAN = 1e-2
 
 @dataclass(frozen=True)
 class Posterior:
-    """``mean`` and ``variance`` per parameter name (float32), the source, K, the anchor's hash and the floor.
+    """``mean`` (float32) and ``variance`` (in the file's precision) per parameter name, the source, K, the anchor's
+    hash and the floor.
 
     ``mean`` is None where μ* is the model's own weights: the hash names them, so the file does not hold them twice.
     ``floor_share`` is the share of parameters whose variance was raised to ``floor``.
@@ -203,7 +204,7 @@ def load_posterior(path: Path, backbone: Backbone | None = None) -> Posterior:
         with safe_open(str(path), framework="pt") as file:
             tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
         mean = {k.removeprefix("mean."): v for k, v in tensors.items() if k.startswith("mean.")}
-        variance = {k.removeprefix("variance."): v.float() for k, v in tensors.items() if k.startswith("variance.")}
+        variance = {k.removeprefix("variance."): v for k, v in tensors.items() if k.startswith("variance.")}
         numbers = int(metadata["count"]), float(metadata["floor"]), float(metadata["floor_share"])
         source, sha256 = metadata["source"], metadata["model_sha256"]
     except Exception as error:

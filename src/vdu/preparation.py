@@ -22,7 +22,10 @@ __all__ = ["Preparation"]
 
 @dataclass
 class Preparation:
-    """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed."""
+    """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
+
+    ``lora_rank`` and ``gradient_checkpointing`` say how the forget score is fitted.
+    """
 
     backbone: Backbone
     forget: Clean
@@ -34,6 +37,8 @@ class Preparation:
     given_posterior: Posterior | None = None
     given_retain: Clean | None = None
     given_teacher: nn.Module | None = None
+    lora_rank: int | None = None
+    gradient_checkpointing: bool = False
 
     @cached_property
     def own_samples(self) -> Clean:
@@ -76,7 +81,14 @@ class Preparation:
     @cached_property
     def forget_score(self) -> nn.Module:
         """The network fine-tuned on the forget images."""
-        return fit_forget_score(self.backbone, self.forget, self.seed, precision=self.precision)
+        return fit_forget_score(
+            self.backbone,
+            self.forget,
+            self.seed,
+            precision=self.precision,
+            lora_rank=self.lora_rank,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     @property
     def undesired_score(self) -> nn.Module:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.checkpoint import refuse_existing, replacing
@@ -17,22 +18,28 @@ from vdu.detector import Detector, load_detector
 from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
+from vdu.low_rank import write_lora
+from vdu.parameters import LORA
 
 __all__ = ["Result", "check_form", "most_seen_class"]
 
 PREVIEW_IMAGES = 48
-FORMS = ("pipeline", "delta")
+FORMS = ("pipeline", "delta", "lora")
 
 
 @dataclass
 class Result:
-    """What `unlearn` hands back. ``record`` is JSON-able: every setting, seed, hash, step and look of the guard."""
+    """What `unlearn` hands back. ``record`` is JSON-able: every setting, seed, hash, step and look of the guard.
+
+    ``low_rank``: the LoRA's factors where one was trained; ``pipeline`` has them merged.
+    """
 
     pipeline: Any
     record: dict[str, Any]
     original: Backbone
     forget: ImageSet
     evaluation: Evaluation | None = None
+    low_rank: dict[str, Tensor] = field(default_factory=dict)
 
     def evaluate(
         self, detector: str | Path | Detector, target: str | None = None, *, reference: Any = None, **options: Any
@@ -87,16 +94,19 @@ class Result:
     def save(self, out: str | Path, *, overwrite: bool = False, form: str = "pipeline") -> Path:
         """A folder with report, model card and records, renamed into place as a whole.
 
-        ``form``: the whole ``pipeline``, or only what changed as a ``delta`` (see `vdu.delta`).
+        ``form``: the whole ``pipeline``, only what changed as a ``delta`` (see `vdu.delta`), or the
+        ``lora`` that was trained, for ``load_lora_weights`` on the original.
         """
         from vdu.model_card import write_model_card
 
         folder = Path(out)
-        check_form(form)
+        check_form(form, self.record["settings"]["parameters"], self.pipeline)
         refuse_existing(folder, overwrite, folder=True)
         with replacing(folder) as beside:
             if form == "pipeline":
                 self.pipeline.save_pretrained(beside)
+            elif form == "lora":
+                write_lora(beside, self.pipeline, self.low_rank)
             else:
                 write_delta(beside / DELTA_FILE, self.original.network, self.pipeline.unet)
             (beside / "unlearning.json").write_text(json.dumps(self.record, indent=2) + "\n")
@@ -109,10 +119,14 @@ class Result:
         return folder
 
 
-def check_form(form: str) -> None:
-    """Raises `VduError` for a form of the result that is not known."""
+def check_form(form: str, parameters: str, pipeline: Any = None) -> None:
+    """Raises `VduError` for a form of the result that is not known, or that the run or the pipeline cannot have."""
     if form not in FORMS:
         raise VduError(f"unknown form {form!r} of the result: {nearest(form, FORMS)}")
+    if form == "lora" and parameters != LORA:
+        raise VduError(f"parameters={parameters} leaves no LoRA to save: train one with --set parameters=lora")
+    if form == "lora" and pipeline is not None and not hasattr(pipeline, "save_lora_weights"):
+        raise VduError(f"a {type(pipeline).__name__} has no load_lora_weights: save the pipeline or a delta")
 
 
 def most_seen_class(detector: Detector, forget: ImageSet) -> str:

@@ -15,6 +15,8 @@ Panda et al., arXiv 2510.04058; the proximal form follows the argument for decou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -28,31 +30,37 @@ __all__ = ["OutputStability", "WeightStability"]
 class WeightStability:
     """Gaussian KL to the posterior for the parameters of ``network`` that require gradients.
 
-    ``network`` still has the original's weights: they are the anchor where the posterior names no other mean.
+    The anchor is the posterior's mean where it names one, else the frozen ``original``, or a copy of ``network`` as it
+    now is. Neither the original nor the variances are copied, which stay in the posterior's precision (bfloat16 takes
+    half), and temporaries are of one tensor's size.
     """
 
-    def __init__(self, network: nn.Module, posterior: Posterior) -> None:
+    def __init__(self, network: nn.Module, posterior: Posterior, original: nn.Module | None = None) -> None:
         named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for _, p in named]
-        anchors = posterior.mean or {n: p.detach().clone() for n, p in named}
+        frozen = dict(original.named_parameters()) if original else {n: p.detach().clone() for n, p in named}
+        anchors = posterior.mean or {n: frozen[n].detach() for n, _ in named}
         self.mean = [anchors[n].to(p.device, torch.float32) for n, p in named]
-        self.precision = [1 / posterior.variance[n].to(p.device, torch.float32) for n, p in named]
+        self.variance = [posterior.variance[n].to(p.device) for n, p in named]
         self.count = sum(p.numel() for p in self.parameters)
-        self.typical_sd = float(torch.cat([p.flatten() for p in self.precision]).rsqrt().median())
+        self.typical_sd = float(torch.cat([v.flatten() for v in self.variance]).median()) ** 0.5
+
+    def _triples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """θ, μ* and 1/σ*² of each tensor."""
+        for parameter, mean, variance in zip(self.parameters, self.mean, self.variance, strict=True):
+            yield parameter, mean, 1 / variance.float()
 
     @torch.no_grad()
     def value(self) -> float:
         """B, for the log."""
-        offsets = torch._foreach_sub(self.parameters, self.mean)
-        return sum(float((o * o * p).sum()) for o, p in zip(offsets, self.precision, strict=True)) / (2 * self.count)
+        return sum(float(((t - m) ** 2 * p).sum()) for t, m, p in self._triples()) / (2 * self.count)
 
     @torch.no_grad()
     def add_gradient(self, weight: float) -> None:
         """Add ``weight`` ∇B to the parameters' gradients in closed form, without a graph."""
-        pull = torch._foreach_sub(self.parameters, self.mean)
-        torch._foreach_mul_(pull, self.precision)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_add_(gradients, pull, alpha=weight / self.count)
+        for parameter, mean, precision in self._triples():
+            if parameter.grad is not None:
+                parameter.grad.addcmul_(parameter - mean, precision, value=weight / self.count)
 
     @torch.no_grad()
     def proximal_step(self, learning_rate: float, gamma: float) -> None:
@@ -61,9 +69,9 @@ class WeightStability:
             torch._foreach_copy_(self.parameters, self.mean)
             return
         strength = learning_rate * gamma / (1 - gamma) * self.typical_sd
-        pull = torch._foreach_mul(self.precision, strength)
-        share = torch._foreach_div(pull, torch._foreach_add(pull, 1.0))
-        torch._foreach_lerp_(self.parameters, self.mean, share)
+        for parameter, mean, precision in self._triples():
+            pull = precision.mul_(strength)
+            parameter.lerp_(mean, pull / (1 + pull))
 
 
 class OutputStability:

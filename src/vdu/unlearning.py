@@ -18,11 +18,12 @@ from vdu.errors import VduError
 from vdu.guard import Check, Guard, detector_judge, label_free_judge
 from vdu.inputs import Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, run_loop
+from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import find_zoo_model
 from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
-from vdu.parameters import choose_parameters
+from vdu.parameters import LORA, trained_copy
 from vdu.posterior import Posterior
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -74,6 +75,8 @@ class _Request:
             given_posterior=given.posterior,
             given_retain=given.kept(self.backbone),
             given_teacher=teacher.network.to(self.place) if teacher else None,
+            lora_rank=self.values.lora_rank if self.values.parameters == LORA else None,
+            gradient_checkpointing=self.values.gradient_checkpointing,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not self.values.guard_every_steps:
@@ -164,8 +167,7 @@ def unlearn(
         skip_unreadable=skip_unreadable,
     )
     request = _Request(chosen, values, backbone, inputs, share, seed, precision, place)
-    network = backbone.trainable_copy(values.gradient_checkpointing)
-    choose_parameters(network, values.parameters)
+    network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
     if on_ready:
         on_ready()
     name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
@@ -205,4 +207,4 @@ def _carry_out(
         "preparation_seconds": round(prepared - started, 2),
         "seconds": round(time.monotonic() - started, 2),
     } | request.record(preparation, outcome)
-    return Result(pipeline, record, request.backbone, request.inputs.forget)
+    return Result(pipeline, record, request.backbone, request.inputs.forget, low_rank=factors(outcome.network))

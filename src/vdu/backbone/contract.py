@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vdu.errors import VduError, nearest
+from vdu.low_rank import merged_state
 from vdu.prompts import Prompts
 
 __all__ = ["Backbone", "check_schedule", "float32_copy", "placed", "weights_sha256"]
@@ -113,12 +114,17 @@ class Backbone(ABC):
         """Where the frozen network is."""
         return next(self.network.parameters()).device
 
-    def trainable_copy(self, gradient_checkpointing: bool = False) -> nn.Module:
-        """A copy of the network in training mode, all parameters requiring gradients.
+    def trainable_copy(self, gradient_checkpointing: bool = False, trained: Collection[str] | None = None) -> nn.Module:
+        """A copy of the network in training mode whose ``trained`` parameters (None: all) require gradients.
 
-        With ``gradient_checkpointing`` activations are computed again in the backward pass: less memory, more time.
+        The others stay frozen and are the original's own, not copied. With ``gradient_checkpointing`` activations are
+        computed again in the backward pass: less memory, more time.
         """
-        network = copy.deepcopy(self.network).train().requires_grad_(True)
+        own = {n for n, _ in self.network.named_parameters()} if trained is None else set(trained)
+        shared = {id(p): p for n, p in self.network.named_parameters() if n not in own}
+        network = copy.deepcopy(self.network, shared).train()
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in own)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
         for module in network.modules():
@@ -227,9 +233,9 @@ class Backbone(ABC):
         return x_t
 
     def _clean(self, network: nn.Module) -> Any:
-        """A frozen copy on the CPU with the weights of ``network`` and no hooks."""
+        """A frozen copy on the CPU with the weights of ``network``, a LoRA merged into them, and no hooks."""
         clean = copy.deepcopy(self.network).to("cpu")
-        clean.load_state_dict(network.state_dict())
+        clean.load_state_dict(merged_state(network))
         return clean
 
     @abstractmethod

@@ -69,8 +69,8 @@ def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Call
     forms: dict[str, tuple[Callable[[], None], int, float]] = {}
     for name, explicit in (("weights, explicit", True), ("weights, proximal", False)):
         network = backbone.trainable_copy()
-        weights = WeightStability(network, preparation.posterior)
-        held = sum(t.numel() * t.element_size() for t in (*weights.mean, *weights.precision))
+        weights = WeightStability(network, preparation.posterior, backbone.network)
+        held = sum(t.numel() * t.element_size() for t in (*weights.mean, *weights.variance))
         forms[name] = (_method(Objective(0.5, ascent, None, weights, explicit), network), 1, held / count)
     frozen = sum(p.numel() * p.element_size() for p in backbone.network.parameters()) / count
     network, outputs = backbone.trainable_copy(), OutputStability(backbone, preparation.own_samples)

@@ -93,7 +93,7 @@ def read_suite(name: str) -> Suite:
     """A shipped suite by name or a TOML file by path. Raises `VduError` for unknown names, settings and classes."""
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
-        known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost"]
+        known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost", "memory-sd15"]
         raise VduError(f"no suite {name!r}: {nearest(name, known)}; or give a .toml file")
     try:
         suite = Suite(name=path.stem, **tomllib.loads(path.read_text()))

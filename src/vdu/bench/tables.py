@@ -93,7 +93,7 @@ def render(suite: str, results: Path, format_: str) -> str:
     rows = read_rows(suite, results)
     if format_ == "json":
         return json.dumps(rows, indent=1)
-    if suite == "step-cost":
+    if suite == "step-cost" or suite.startswith("memory-"):
         header = list(rows[0])
         return _aligned([header, *([str(row[name]) for name in header] for row in rows)])
     return f"{_aligned(summary(rows))}\n\n{_aligned(_by_target(rows))}"

@@ -31,6 +31,11 @@ def bench_run(
 
         run_step_cost(results, typer.echo)
         return
+    if suite.startswith("memory-"):
+        from vdu.bench.memory import run_memory
+
+        run_memory(results, suite.removeprefix("memory-"), typer.echo, limit=limit)
+        return
     from vdu.bench.runner import run_suite
     from vdu.bench.suite import read_suite
 

@@ -127,7 +127,7 @@ def unlearn_command(
     ] = None,
     neutral_prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
-    save: Annotated[str, typer.Option(help="pipeline, or delta: only what changed (`vdu apply`)")] = "pipeline",
+    save: Annotated[str, typer.Option(help="pipeline; delta: only what changed (`vdu apply`); lora")] = "pipeline",
     guard_with_detector: Annotated[
         bool, typer.Option("--guard-with-detector", help="let the guard count with the detector too")
     ] = False,
@@ -146,19 +146,20 @@ def unlearn_command(
     from vdu.methods import find_method, make_settings
     from vdu.result import check_form
 
-    check_form(save)
-    refuse_existing(out, overwrite, folder=True)
     values = parse_settings(set_ or [])
-    steps = make_settings(find_method(method), values).steps
+    settings = make_settings(find_method(method), values)
+    check_form(save, settings.parameters)
+    refuse_existing(out, overwrite, folder=True)
     prompts = make_prompts(prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts)
+    check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
     if guard_with_detector and yardstick.detector is None:
         raise VduError("--guard-with-detector needs a detector: give --detector too")
     del backbone  # `unlearn` loads the model anew, and two of a large one may not fit
     result = _unlearn_with_progress(
-        steps,
+        settings.steps,
         model=model,
         forget=forget,
         method=method,

@@ -22,6 +22,7 @@ from vdu.methods import (
     vdu_paper,
 )
 from vdu.objective import Method, MethodSettings
+from vdu.parameters import LORA
 
 __all__ = ["METHODS", "find_method", "make_settings"]
 
@@ -58,7 +59,10 @@ def make_settings(method: Method, values: dict[str, Any]) -> MethodSettings:
         if name not in known:
             raise VduError(f"method {method.name} has no setting {name!r}: {nearest(name, known)}")
     try:
-        return method.settings(**values)
+        settings = method.settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         raise VduError(f"setting {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from error
+    if settings.parameters == LORA and settings.holds_weights:
+        raise VduError(f"method {method.name} holds every weight of the network: a LoRA cannot be trained with it")
+    return settings

@@ -33,6 +33,7 @@ FISHER_OF_SUM_LOSS = 4  # F is of Σ (ε − ε_θ)², `squared_gradients` of ha
 class Settings(MethodSettings):
     """γ and λ as published."""
 
+    holds_weights = True
     steps: Count = 200
     learning_rate: Positive = 1e-4
     replay: NotNegative = Field(1.0, description="γ, the weight of the model's own samples")
@@ -53,7 +54,7 @@ class _Amnesia(Objective):
 def fisher_penalty(network: nn.Module, fisher: dict[str, Tensor]) -> WeightStability:
     """``Σ_i F_i (θ_i − θ*_i)²`` as the Gaussian KL with ``σ_i² = 1 / (2 P F_i)``, P trained parameters."""
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    variance = {name: 1 / (2 * count * f) for name, f in fisher.items()}
+    variance = {name: (1 / (2 * count * f)).float() for name, f in fisher.items()}
     return WeightStability(network, Posterior(None, variance, "fisher", 1, "", 0.0, 0.0))
 
 

@@ -48,7 +48,9 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    return Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
+    objective = Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
+    del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
+    return objective
 
 
 METHOD = Method("vdu", Settings, build)

@@ -24,6 +24,7 @@ class Settings(MethodSettings):
     """γ as in the paper; `weighting` and `stability_step` choose between its forms and ours."""
 
     needs = ("forget", "posterior")
+    holds_weights = True
     steps: Count = 50
     learning_rate: Positive = 1e-5
     guard_every_steps: int = Field(5, ge=0)
@@ -35,7 +36,7 @@ class Settings(MethodSettings):
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A = ascent, B = weights."""
     plasticity = Ascent(preparation.backbone, preparation.forget, settings.weighting)
-    weights = WeightStability(network, preparation.posterior)
+    weights = WeightStability(network, preparation.posterior, preparation.backbone.network)
     return Objective(settings.gamma, plasticity, None, weights, settings.stability_step == "explicit")
 
 

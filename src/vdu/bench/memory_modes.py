@@ -1,0 +1,134 @@
+"""What the memory benchmark measures: a network of a known geometry with random weights, and one step of each kind.
+
+    held = 4 P [frozen original] + (4 [weights] + 4 [gradient] + 8 [Adam] + 4 [average]) T + activations
+
+bytes for P parameters of which T are trained (Kingma & Ba, arXiv 1412.6980: two moments); what is frozen is shared with
+the original. The geometry is that of Stable Diffusion 1.5 (Rombach et al., arXiv 2112.10752); cost does not depend on
+the weights' values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone
+from vdu.bayes_target import BayesTarget
+from vdu.denoising import Denoising
+from vdu.discriminator import Discriminator
+from vdu.noised_bank import NoisedBank
+from vdu.objective import MethodSettings, Objective
+from vdu.plasticity import Ascent
+from vdu.posterior import Posterior
+from vdu.stability import WeightStability
+
+__all__ = ["MODES", "SIZES", "Mode", "RandomBackbone", "make_objective", "make_settings"]
+
+SIZES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+    "tiny": {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    },
+}
+TEXT_TOKENS = 77
+ALLOWANCE = 10**9  # the program itself, and activations
+VARIANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Mode:
+    """``step``: plain (fine-tuning), vdu (Bayes target) or proximal (ascent and the posterior's proximal step)."""
+
+    step: str
+    parameters: str = "*"
+    precision: str = "fp32"
+    ema_decay: float = 0.0
+
+    def estimate(self, count: int, trained: int) -> int:
+        """Bytes held: the formula above, the posterior in bfloat16, and autocast's bfloat16 weights."""
+        own = 16 + (4 if self.ema_decay else 0) + (2 if self.step == "proximal" else 0)
+        frozen = 0 if self.step == "plain" else 4
+        return own * trained + (frozen + (2 if self.precision == "bf16" else 0)) * count + ALLOWANCE
+
+
+MODES = {
+    "plain": Mode("plain"),
+    "vdu-lora": Mode("vdu", "lora", ema_decay=0.9),
+    "vdu-cross-attention": Mode("vdu", "cross-attention", ema_decay=0.9),
+    "proximal-cross-attention": Mode("proximal", "cross-attention"),
+    "proximal": Mode("proximal"),
+    "vdu-without-average": Mode("vdu"),
+    "vdu": Mode("vdu", ema_decay=0.9),
+    "vdu-lora-bf16": Mode("vdu", "lora", "bf16", ema_decay=0.9),
+    "proximal-bf16": Mode("proximal", precision="bf16"),
+    "plain-bf16": Mode("plain", precision="bf16"),
+}
+
+
+class RandomBackbone(Backbone):
+    """A U-Net with random weights that is asked with one random text, and no other part of a pipeline."""
+
+    def __init__(self, size: str, device: str = "cpu") -> None:
+        torch.manual_seed(0)
+        with torch.device(device):
+            network = UNet2DConditionModel(**SIZES[size])
+        super().__init__(SimpleNamespace(unet=network, scheduler=DDPMScheduler()))
+        edge = network.config.sample_size
+        self.shape = self.latent_shape = (network.config.in_channels, edge, edge)
+        self.text = torch.randn(1, TEXT_TOKENS, network.config.cross_attention_dim)
+
+    @classmethod
+    def check(cls, pipeline: Any) -> None:
+        """Nothing to refuse: it is made here."""
+
+    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        return network(x_t, t, encoder_hidden_states=self.text.expand(len(x_t), -1, -1)).sample.float()
+
+    def with_network(self, network: nn.Module) -> Any:
+        return SimpleNamespace(unet=self._clean(network), scheduler=self.pipeline.scheduler)
+
+
+def _bayes(backbone: Backbone) -> BayesTarget:
+    """The regression on one noised image; nothing counts as undesired, so the target needs no pass of its own."""
+    x_t, features = torch.randn(1, *backbone.latent_shape), torch.zeros(1, 8)
+    head = Discriminator(features.shape[1]).eval().requires_grad_(False)
+    list(head.parameters())[-1].data.fill_(-20.0)  # the bias of the logit
+    bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), torch.randn_like(x_t).half(), features)
+    return BayesTarget(backbone, bank, head, backbone.network)
+
+
+def make_objective(mode: Mode, backbone: Backbone, network: nn.Module) -> Objective:
+    """What the mode's step descends."""
+    images = torch.randn(1, *backbone.latent_shape)
+    if mode.step == "plain":
+        return Objective(0.0, Denoising(backbone, images))
+    if mode.step == "vdu":
+        return Objective(0.6, _bayes(backbone), _bayes(backbone))
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    variance = {n: torch.full_like(p, VARIANCE, dtype=torch.bfloat16, requires_grad=False) for n, p in trained.items()}
+    posterior = Posterior(None, variance, "isotropic", 1, "", VARIANCE, 0.0)
+    return Objective(0.5, Ascent(backbone, images), None, WeightStability(network, posterior, backbone.network))
+
+
+def make_settings(mode: Mode, rounds: int) -> MethodSettings:
+    """One image per term, nobody looks, and a rate that leaves the weights nearly as they are."""
+    values = {"steps": rounds, "batch_size": 1, "learning_rate": 1e-6, "guard_every_steps": 0}
+    own = {"parameters": mode.parameters, "ema_decay": mode.ema_decay, "gradient_checkpointing": True}
+    return MethodSettings.model_validate(values | own)
