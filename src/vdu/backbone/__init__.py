@@ -1,6 +1,7 @@
 """The seam to diffusers: the only package that knows pipeline classes. A new architecture is one file here.
 
-`contract` says what the rest of the library relies on; `ddpm`, `stable_diffusion` fill it; `loading` chooses.
+`contract` says what the rest of the library relies on; `ddpm`, `stable_diffusion`, `stable_diffusion_xl` fill it;
+`single_file` reads checkpoints of other programs; `loading` chooses.
 """
 
 from __future__ import annotations

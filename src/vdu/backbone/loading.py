@@ -11,6 +11,7 @@ import diffusers
 from vdu.backbone.contract import Backbone, check_schedule
 from vdu.backbone.ddpm import DDPMBackbone
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.backbone.stable_diffusion_xl import StableDiffusionXLBackbone
 from vdu.errors import VduError, nearest
 from vdu.prompts import Prompts
 
@@ -20,6 +21,7 @@ SUPPORTED: dict[str, type[Backbone]] = {
     "DDPMPipeline": DDPMBackbone,
     "DDIMPipeline": DDPMBackbone,
     "StableDiffusionPipeline": StableDiffusionBackbone,
+    "StableDiffusionXLPipeline": StableDiffusionXLBackbone,
 }
 
 

@@ -4,12 +4,14 @@
     f_g = f(x_t, t, ∅) + w (f(x_t, t, c) − f(x_t, t, ∅))     sampling only; training is at the plain f(x_t, t, c)
 
 Rombach et al., arXiv 2112.10752; classifier-free guidance with scale w: Ho & Salimans, arXiv 2207.12598 (affine in ε,
-so it means the same for a v-prediction). Each distinct prompt is encoded once; ``c`` holds its number.
+so it means the same for a v-prediction). Each distinct prompt is encoded once; ``c`` holds its number. What other
+families of the same layout do otherwise is in the class attributes and the underscored methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -22,14 +24,18 @@ from vdu.prompts import Prompts
 
 __all__ = ["StableDiffusionBackbone"]
 
-VAE_BATCH = 4
-BEYOND_TEXT = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
-
 
 class StableDiffusionBackbone(Backbone):
     """``prompts`` are what samples are asked with; number 0 of ``c`` is the empty prompt."""
 
     largest_batch: ClassVar[int] = 8
+    vae_batch: ClassVar[int] = 4
+    family: ClassVar[str] = "Stable Diffusion 1.x or 2.x"
+    text_parts: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"),)
+    beyond_text: ClassVar[tuple[str, ...]] = (
+        *("class_embed_type", "num_class_embeds", "addition_embed_type"),
+        *("encoder_hid_dim_type", "time_cond_proj_dim"),
+    )
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -39,7 +45,7 @@ class StableDiffusionBackbone(Backbone):
         self.latent_shape = (self.network.config.in_channels, height, width)
         self.shape = (self.vae.config.in_channels, height * factor, width * factor)
         self._number: dict[str, int] = {}
-        self._embeddings = torch.empty(0)
+        self._encodings: tuple[Tensor, ...] = ()
         self._text_encoder: Any = None
         self.condition([""])
         self.sample_from(Prompts())
@@ -49,22 +55,25 @@ class StableDiffusionBackbone(Backbone):
         """Refuses networks that need more than text, and parts that do not belong together."""
         if not isinstance(pipeline.unet, UNet2DConditionModel):
             raise VduError(f"network {type(pipeline.unet).__name__} is not supported: it needs a UNet2DConditionModel")
-        if pipeline.vae is None or pipeline.text_encoder is None or pipeline.tokenizer is None:
-            raise VduError("the pipeline lacks its VAE, text encoder or tokenizer: give it whole")
-        config, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
-        for name in BEYOND_TEXT:
+        absent = [n for n in ("vae", *sum(cls.text_parts, ())) if getattr(pipeline, n, None) is None]
+        if absent:
+            raise VduError(f"the pipeline lacks its {' and '.join(absent)}: give it whole")
+        config, vae = pipeline.unet.config, pipeline.vae.config
+        for name in cls.beyond_text:
             if config.get(name) is not None:
-                raise VduError(f"a U-Net with {name} is not supported: give a plain Stable Diffusion 1.x or 2.x")
+                raise VduError(f"a U-Net with {name} is not supported: give a plain {cls.family}")
         if not config.sample_size:
             raise VduError("the U-Net has no sample_size: set the size of its latents in unet/config.json")
-        if not config.in_channels == config.out_channels == latents:
-            channels = f"{config.in_channels} → {config.out_channels} channels, the VAE's latents have {latents}"
-            raise VduError(f"the U-Net maps {channels}: inpainting and editing models are not supported")
-        if config.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
-            widths = (
-                f"{config.cross_attention_dim} wide, the text encoder's is {pipeline.text_encoder.config.hidden_size}"
-            )
-            raise VduError(f"the U-Net's text is {widths}: their checkpoints are of different families")
+        if not config.in_channels == config.out_channels == vae.latent_channels:
+            channels = f"{config.in_channels} → {config.out_channels} channels, the VAE's latents have"
+            said = f"the U-Net maps {channels} {vae.latent_channels}"
+            raise VduError(f"{said}: inpainting and editing models are not supported")
+        if vae.get("latents_mean") is not None:
+            raise VduError(f"a VAE with latents_mean is not supported: give a plain {cls.family}")
+        width = sum(getattr(pipeline, encoder).config.hidden_size for _, encoder in cls.text_parts)
+        if config.cross_attention_dim != width:
+            said = f"the U-Net's text is {config.cross_attention_dim} wide, the text encoder's is {width}"
+            raise VduError(f"{said}: their checkpoints are of different families")
 
     def sample_from(self, prompts: Prompts) -> None:
         self.condition([*prompts.neutral, *prompts.forget])
@@ -76,23 +85,37 @@ class StableDiffusionBackbone(Backbone):
         for text in new:
             self._check_words(text)
         if new:
-            encoded = torch.cat([self._embeddings.cpu(), self._encoded(new)])
-            self._embeddings, start = encoded, len(self._number)
+            added, start = self._encoded(new), len(self._number)
+            before = self._encodings or tuple(x[:0] for x in added)
+            self._encodings = tuple(torch.cat([a.cpu(), b]) for a, b in zip(before, added, strict=True))
             self._number |= {text: start + i for i, text in enumerate(new)}
         return torch.tensor([self._number[text] for text in texts])
 
     def _check_words(self, text: str) -> None:
-        tokenizer = self.pipeline.tokenizer
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
-        if text.strip() and all(token == tokenizer.unk_token_id for token in tokens):
+        tokenizers = [getattr(self.pipeline, tokenizer) for tokenizer, _ in self.text_parts]
+        unknown = (
+            all(token == tokenizer.unk_token_id for token in tokenizer(text, add_special_tokens=False).input_ids)
+            for tokenizer in tokenizers
+        )
+        if text.strip() and all(unknown):
             raise VduError(f"the model's tokenizer knows no word of the prompt {text!r}: write it in other words")
 
     @torch.no_grad()
-    def _encoded(self, texts: list[str]) -> Tensor:
-        """``(N, L, D)`` on the CPU."""
-        with placed(self.pipeline.text_encoder, self.device):
-            parts = [self.pipeline.encode_prompt([text], self.device, 1, False)[0].float().cpu() for text in texts]
-        return torch.cat(parts)
+    def _encoded(self, texts: list[str]) -> tuple[Tensor, ...]:
+        """Of each kind of text condition ``(N, …)`` on the CPU."""
+        with ExitStack() as stack:
+            for _, encoder in self.text_parts:
+                stack.enter_context(placed(getattr(self.pipeline, encoder), self.device))
+            rows = [self._encoding(text) for text in texts]
+        return tuple(torch.cat([x.float().cpu() for x in kind]) for kind in zip(*rows, strict=True))
+
+    def _encoding(self, text: str) -> tuple[Tensor, ...]:
+        """What the pipeline's own encoders make of one text: hidden states ``(1, L, D)``."""
+        return (self.pipeline.encode_prompt([text], self.device, 1, False)[0],)
+
+    def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The network's keyword arguments for a batch of `_encoding`."""
+        return {"encoder_hidden_states": encodings[0]}
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Token numbers ``(N, L)`` of ``texts``: start mark, words, end mark, padding; what is too long is cut."""
@@ -135,25 +158,28 @@ class StableDiffusionBackbone(Backbone):
     def encode(self, images: Tensor) -> Tensor:
         device = self.device
         with placed(self.vae, device):
-            parts = [self.vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(VAE_BATCH)]
+            parts = [self.vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(self.vae_batch)]
         return torch.cat(parts) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         device = self.device
         with placed(self.vae, device):
-            latents = (x_0 / self.vae.config.scaling_factor).split(VAE_BATCH)
+            latents = (x_0 / self.vae.config.scaling_factor).split(self.vae_batch)
             parts = [self.vae.decode(z.to(device)).sample.clamp(-1, 1).cpu() for z in latents]
         return torch.cat(parts)
 
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        self._embeddings = self._embeddings.to(x_t.device)
-        number = torch.zeros(len(x_t), dtype=torch.long) if c is None else c
-        return self.output_of_text(network, x_t, t, self._embeddings[number.to(x_t.device)])
+        self._encodings = tuple(x.to(x_t.device) for x in self._encodings)
+        number = (torch.zeros(len(x_t), dtype=torch.long) if c is None else c).to(x_t.device)
+        return self._output_of_encodings(network, x_t, t, tuple(x[number] for x in self._encodings))
+
+    def _output_of_encodings(self, network: nn.Module, x_t: Tensor, t: Tensor, encodings: tuple[Tensor, ...]) -> Tensor:
+        return network(x_t, t, **self._asked(encodings)).sample.float()
 
     def output_of_text(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """As `output`, for the text encoder's states ``(B, L, D)`` themselves."""
-        return network(x_t, t, encoder_hidden_states=text).sample.float()
+        return self._output_of_encodings(network, x_t, t, (text,))
 
     def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """Guided by ``prompts.guidance_scale`` away from the empty prompt; one pass where there is nothing to guide."""
@@ -168,5 +194,8 @@ class StableDiffusionBackbone(Backbone):
         """All other parts are the original's own; the U-Net has its precision, so that they work together."""
         clean, held = self._clean(network), self.pipeline.unet.dtype
         clean = clean if clean.dtype == held else clean.to(held)
-        safety = self.pipeline.config.get("requires_safety_checker", True)
-        return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, requires_safety_checker=safety)
+        return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What the pipeline was made with beside its parts."""
+        return {"requires_safety_checker": self.pipeline.config.get("requires_safety_checker", True)}

@@ -110,7 +110,8 @@ def _bayes(backbone: Backbone) -> BayesTarget:
     x_t, features = torch.randn(1, *backbone.latent_shape), torch.zeros(1, 8)
     head = Discriminator(features.shape[1]).eval().requires_grad_(False)
     list(head.parameters())[-1].data.fill_(-20.0)  # the bias of the logit
-    bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), torch.randn_like(x_t).half(), features)
+    output = torch.randn_like(x_t).half()
+    bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), output, output, features)
     return BayesTarget(backbone, bank, head, backbone.network)
 
 

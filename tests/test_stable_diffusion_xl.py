@@ -1,0 +1,192 @@
+"""Stable Diffusion XL at a tiny size with the real classes, against what the pipeline itself computes."""
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from test_stable_diffusion import SHORT, make_tokenizer
+from test_stable_diffusion import _few_samples as _few_samples  # the fixture, used automatically here too
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from vdu import VduError, unlearn
+from vdu.backbone import load_backbone, weights_sha256
+from vdu.prompts import Prompts
+from vdu.sampling import sample
+
+
+def make_text(tokenizer, hidden_size, **config) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **config,
+    )
+
+
+def make_pipeline(folder, zeros=True, vae=None, **unet) -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder)
+    network = UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 16 + 24,
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 12,
+        }
+        | unet
+    )
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.13025,
+        **vae or {},
+    )
+    return StableDiffusionXLPipeline(
+        autoencoder,
+        CLIPTextModel(make_text(tokenizer, 16)).eval(),
+        CLIPTextModelWithProjection(make_text(tokenizer, 24, projection_dim=12)).eval(),
+        tokenizer,
+        make_tokenizer(folder),
+        network,
+        EulerDiscreteScheduler(num_train_timesteps=50),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture
+def bad(tmp_path):
+    images = tmp_path / "bad"
+    images.mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 255 - 60 * i, 128)).save(images / f"{i}.png")
+    return images
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_the_first_step_is_the_pipelines_own(zeros, scale, tmp_path):
+    pipeline = make_pipeline(tmp_path, zeros)
+    pipeline.scheduler = DDIMScheduler(num_train_timesteps=50)
+    backbone = load_backbone(pipeline, Prompts(neutral=("a red apple", "a pear"), guidance_scale=scale))
+    noise, seen = torch.randn(2, 4, 8, 8), []
+
+    def keep(_, __, t, values):
+        seen.append((t, values["latents"]))
+        return values
+
+    pipeline(
+        ["a red apple", "a pear"],
+        num_inference_steps=2,
+        guidance_scale=scale,
+        latents=noise,
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    t, wanted = seen[0]
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(2)
+    with torch.no_grad():
+        guided = backbone.sampling_output(backbone.network, noise, t.expand(2), backbone.sample_conditions(2))
+    torch.testing.assert_close(scheduler.step(guided, t, noise).prev_sample, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_empty_prompt_is_what_the_pipeline_guides_away_from(tmp_path):
+    for zeros in (True, False):
+        pipeline = make_pipeline(tmp_path, zeros)
+        _, words, _, pooled = pipeline.encode_prompt("a pear")
+        assert words.any() != zeros
+        backbone, x_t, t = load_backbone(pipeline), torch.randn(1, 4, 8, 8), torch.tensor([7])
+        sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]])
+        with torch.no_grad():
+            own = pipeline.unet(x_t, t, words, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+            for c in (None, backbone.condition([""])):
+                torch.testing.assert_close(backbone.output(backbone.network, x_t, t, c), own)
+
+
+@pytest.mark.parametrize("method", ["ga", "vdu"])
+def test_images_in_a_clean_pipeline_out(method, bad, tmp_path):
+    pipeline = make_pipeline(tmp_path, zeros=False)
+    prompts = Prompts(neutral=("a blue apple",), forget=("a red apple",), guidance_scale=2.0)
+    result = unlearn(pipeline, bad, method, settings=SHORT, share=0.2, precision="fp32", prompts=prompts)
+    assert len(result.record["history"]) == 2
+    result.save(tmp_path / "clean")
+    again = StableDiffusionXLPipeline.from_pretrained(tmp_path / "clean", add_watermarker=False)
+    assert weights_sha256(again.unet) == result.record["result_sha256"] != weights_sha256(pipeline.unet)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert getattr(result.pipeline, part) is getattr(pipeline, part)
+        assert weights_sha256(getattr(again, part)) == weights_sha256(getattr(pipeline, part))
+    assert again.config.force_zeros_for_empty_prompt is False
+    assert result.pipeline.watermark is None
+    assert again("a red apple", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
+
+
+def test_a_half_precision_pipeline_stays_one_and_its_vae_works_in_float32(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.weight.mul_(1e4)  # float16 activations overflow, as those of the real VAE do
+    backbone = load_backbone(pipeline.to(torch.float16))
+    x_0 = torch.randn(2, 4, 8, 8) * 30
+    with torch.no_grad():
+        assert pipeline.vae.decode((x_0 / 0.13025).half()).sample.isfinite().logical_not().any()
+    pictures = backbone.decode(x_0)
+    assert pictures.isfinite().all()
+    assert pictures.dtype == backbone.encode(pictures).dtype == torch.float32
+    assert backbone.encode(pictures).shape == (2, 4, 8, 8)
+    assert pipeline.vae.dtype == backbone.with_network(backbone.network).unet.dtype == torch.float16
+
+
+def test_samples_depend_on_their_numbers_only(tmp_path):
+    backbone = load_backbone(make_pipeline(tmp_path), Prompts(neutral=("", "a pear"), forget=("a red apple",)))
+    whole = sample(backbone, backbone.network, 3, 3, steps=2)
+    parts = sample(backbone, backbone.network, 3, 3, steps=2, batch_size=1)
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"in_channels": 9}, "inpainting"),
+        ({"cross_attention_dim": 24}, "different families"),
+        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
+        ({"projection_class_embeddings_input_dim": 5 * 8 + 12}, "added conditions are 52 wide"),
+        ({"addition_embed_type": None}, "not one of SDXL"),
+        ({"vae": {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}}, "latents_mean"),
+    ],
+)
+def test_other_networks_are_refused(change, said, tmp_path):
+    with pytest.raises(VduError, match=said):
+        load_backbone(make_pipeline(tmp_path, **change))
+
+
+def test_refiners_and_missing_parts_are_refused(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    parts = pipeline.components
+    refiner = StableDiffusionXLPipeline(**parts | {"text_encoder": None, "tokenizer": None}, add_watermarker=False)
+    with pytest.raises(VduError, match="refiner is not supported"):
+        load_backbone(refiner)
+    with pytest.raises(VduError, match="lacks its tokenizer_2"):
+        load_backbone(StableDiffusionXLPipeline(**parts | {"tokenizer_2": None}, add_watermarker=False))
+    with pytest.raises(VduError, match="knows no word"):
+        load_backbone(pipeline, Prompts(neutral=("ξξ",)))
