@@ -6,12 +6,14 @@ Both are tested on objects that they never saw in any style, so that neither can
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 
-from vdu.classifier import ClassifierCard, ClassifierSettings, train_classifier
+from vdu.classifier import save_classifier, train_classifier
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
+from vdu.text_to_image.recipe import TextRecipe
 
 __all__ = ["DOMAINS", "domain_corpus", "seen", "train_evaluator"]
 
@@ -40,6 +42,10 @@ def domain_corpus(emoji: Emoji, domain: str, train: bool) -> Corpus:
     )
 
 
-def train_evaluator(emoji: Emoji, domain: str, settings: ClassifierSettings) -> tuple[torch.nn.Module, ClassifierCard]:
-    """A classifier of ``domain`` with its calibrated reject."""
-    return train_classifier(domain_corpus(emoji, domain, True), domain_corpus(emoji, domain, False), settings)
+def train_evaluator(recipe: TextRecipe, emoji: Emoji, domain: str, out: Path) -> Path:
+    """A classifier of ``domain`` with its calibrated reject: the folder ``out/{domain}-classifier``, kept if finished."""
+    folder = out / f"{domain}-classifier"
+    if not folder.is_dir():
+        parts = domain_corpus(emoji, domain, True), domain_corpus(emoji, domain, False)
+        save_classifier(*train_classifier(*parts, recipe.judges[domain]), folder)
+    return folder

@@ -1,4 +1,4 @@
-"""`vdu train` for a text-to-image recipe: corpus → autoencoder → tokenizer → denoiser → `StableDiffusionPipeline`."""
+"""`vdu train` for a text-to-image recipe: corpus → autoencoder, judges → denoiser → `StableDiffusionPipeline`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vdu.checkpoint import replacing
 from vdu.corpora.emoji import read_emoji
 from vdu.text_to_image.autoencoder import encode_images, train_autoencoder
 from vdu.text_to_image.denoiser import Denoiser, train_denoiser
+from vdu.text_to_image.evaluators import DOMAINS, train_evaluator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.tokenizer import make_tokenizer
 
@@ -37,13 +38,15 @@ def _assembled(recipe: TextRecipe, vae: AutoencoderKL, tokenizer: Any, denoiser:
 def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     """Train on the rendered corpus in ``data``; goes on where an earlier run into ``out`` stopped.
 
-    Writes ``out/pipeline`` (averaged weights), ``out/checkpoints``, logs and ``out/provenance.json``. Returns the
-    pipeline folder.
+    Writes ``out/pipeline`` (averaged weights), ``out/checkpoints``, ``out/*-classifier``, logs and
+    ``out/provenance.json``. Returns the pipeline folder.
     """
     emoji = read_emoji(data, recipe.size)
     tokenizer = make_tokenizer(data, recipe.merges, int(recipe.text_encoder["max_position_embeddings"]))
     vae = train_autoencoder(recipe, emoji.images, out)
     latents = encode_images(vae, emoji.images) * vae.config.scaling_factor
+    for domain in DOMAINS:
+        train_evaluator(recipe, emoji, domain, out)
     denoiser = train_denoiser(recipe, latents, emoji, tokenizer, out)
     with replacing(out / "pipeline") as beside:
         _assembled(recipe, vae, tokenizer, denoiser).save_pretrained(beside)

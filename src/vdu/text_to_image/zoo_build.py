@@ -17,7 +17,6 @@ from PIL import Image
 
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.checkpoint import replacing
-from vdu.classifier import save_classifier
 from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector import load_detector
 from vdu.evaluation import Sampler
@@ -82,7 +81,7 @@ def build_text_to_image_zoo(run: Path, data: Path, out: Path, provenance: dict[s
         for name in ("autoencoder-log.jsonl", "log.jsonl"):
             shutil.copy(run / name, beside / f"training-{name}")
         for domain in DOMAINS:
-            save_classifier(*train_evaluator(emoji, domain, recipe.judges[domain]), beside / f"{domain}-classifier")
+            shutil.copytree(train_evaluator(recipe, emoji, domain, run), beside / f"{domain}-classifier")
         write_prompts(emoji, beside)
         _write_forget_images(emoji, beside / "forget")
         cards = {d: json.loads((beside / f"{d}-classifier" / "config.json").read_text()) for d in DOMAINS}
