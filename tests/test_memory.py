@@ -42,7 +42,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_budget", lambda: 10**6)
     run_memory(tmp_path, "tiny", lambda _: None)
     row = _rows(tmp_path)["plain"]
-    assert row["status"].startswith("does not fit: about 1.0 GB")
+    assert row["status"].startswith("does not fit: about")
     assert row["peak_gb"] is row["time_ratio"] is None
     refused = memory._in_fresh_process(MODES["plain"], "tiny", 2, 10**7)
     assert refused.status.startswith("does not fit")
