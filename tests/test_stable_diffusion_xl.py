@@ -12,12 +12,14 @@ from diffusers import (
 from PIL import Image
 from test_stable_diffusion import SHORT, make_tokenizer
 from test_stable_diffusion import _few_samples as _few_samples  # the fixture, used automatically here too
+from test_stable_diffusion import make_pipeline as make_sd
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.prompts import Prompts
 from vdu.sampling import sample
+from vdu.teacher import load_teacher
 
 
 def make_text(tokenizer, hidden_size, **config) -> CLIPTextConfig:
@@ -178,6 +180,11 @@ def test_samples_depend_on_their_numbers_only(tmp_path):
 def test_other_networks_are_refused(change, said, tmp_path):
     with pytest.raises(VduError, match=said):
         load_backbone(make_pipeline(tmp_path, **change))
+
+
+def test_a_teacher_of_another_architecture_is_refused(tmp_path):
+    with pytest.raises(VduError, match="teacher is a StableDiffusionPipeline, the model a StableDiffusionXLPipeline"):
+        load_teacher(make_sd(tmp_path), load_backbone(make_pipeline(tmp_path)))
 
 
 def test_refiners_and_missing_parts_are_refused(tmp_path):

@@ -32,10 +32,14 @@ class Teacher:
 def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     """From a pipeline, folder, zoo name or hub id.
 
-    Raises `VduError` where its predictions cannot be set beside the model's: other images, prediction type or schedule.
+    Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
+    prediction type or schedule.
     """
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     other = load_backbone(zoo.pipeline if zoo else model)
+    if type(other) is not type(backbone):
+        kinds = f"{type(other.pipeline).__name__}, the model a {type(backbone.pipeline).__name__}"
+        raise VduError(f"the teacher is a {kinds}: give a teacher of the model's architecture")
     if other.shape != backbone.shape:
         raise VduError(f"the teacher makes images of {other.shape}, the model of {backbone.shape}: give a like teacher")
     if other.prediction_type != backbone.prediction_type:

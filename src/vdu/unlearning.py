@@ -128,6 +128,7 @@ def unlearn(
     detector: str | Path | Detector | None = None,
     target: str | None = None,
     prompts: Prompts | None = None,
+    config: str | Path | None = None,
     seed: int = 0,
     precision: str = "bf16",
     device: str | None = None,
@@ -136,13 +137,14 @@ def unlearn(
     on_ready: Callable[[], None] | None = None,
     on_step: Callable[[StepRecord, Check | None], None] | None = None,
 ) -> Result:
-    """Make ``model`` (pipeline, folder, zoo name or hub id) forget the images ``forget``.
+    """Make ``model`` (pipeline, folder, checkpoint file, zoo name or hub id) forget the images ``forget``.
 
     ``forget``: folder, list of files, `datasets.Dataset`, or tensor ``(N, C, H, W)`` in [-1, 1]; ``retain``, images to
     keep, likewise, for the methods that need them. ``teacher``: a model of the undesired content (`esd`). ``share``: π,
     the undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let
     the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
-    model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``state_folder`` makes the run resumable.
+    model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``config``: see
+    `vdu.backbone.load_backbone`. ``state_folder`` makes the run resumable.
     ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
@@ -154,7 +156,7 @@ def unlearn(
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     prior = zoo if posterior is None else posterior
     check_needs(chosen, {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior})
-    backbone = load_backbone(zoo.pipeline if zoo else model, prompts)
+    backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     inputs = read_inputs(
         backbone,
         zoo,

@@ -1,4 +1,4 @@
-"""Chooses the architecture by the pipeline's class, after reading it from a folder or the hub."""
+"""Chooses the architecture by the pipeline's class, after reading it from a folder, a checkpoint file or the hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import diffusers
 
 from vdu.backbone.contract import Backbone, check_schedule
 from vdu.backbone.ddpm import DDPMBackbone
+from vdu.backbone.single_file import is_single_file, read_single_file
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.backbone.stable_diffusion_xl import StableDiffusionXLBackbone
 from vdu.errors import VduError, nearest
@@ -46,7 +47,11 @@ def _class_name(path: str) -> str:
         raise VduError(f"{index} is not valid JSON: write the pipeline again with save_pretrained") from error
 
 
-def _read_pipeline(path: str) -> Any:
+def _read_pipeline(path: str, config: Path | None) -> Any:
+    if is_single_file(path):
+        return read_single_file(Path(path), config)
+    if config is not None:
+        raise VduError(f"--config goes with a single-file checkpoint only, and {path} is none: leave it out")
     try:
         name = _class_name(path)
         _refuse_unsupported(name)
@@ -60,14 +65,16 @@ def _read_pipeline(path: str) -> Any:
         raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): safetensors weights only") from error
 
 
-def load_backbone(model: Any, prompts: Prompts | None = None) -> Backbone:
-    """A `Backbone` from a diffusers pipeline object, a pipeline folder, or a hub id.
+def load_backbone(model: Any, prompts: Prompts | None = None, config: str | Path | None = None) -> Backbone:
+    """A `Backbone` from a diffusers pipeline object, a pipeline folder, a checkpoint file, or a hub id.
 
-    ``prompts``: what a text-to-image model's samples are asked with; default: the empty prompt. Raises `VduError` for
+    ``prompts``: what a text-to-image model's samples are asked with; default: the empty prompt. ``config``: for a
+    checkpoint file, a diffusers folder of its base model; default: that on the hub. Raises `VduError` for
     a pipeline class, network, prediction type or noise schedule that is not supported, and for prompts that the model
     cannot take.
     """
-    pipeline = _read_pipeline(str(model)) if isinstance(model, (str, Path)) else model
+    folder = None if config is None else Path(config)
+    pipeline = _read_pipeline(str(model), folder) if isinstance(model, (str, Path)) else model
     name = type(pipeline).__name__
     _refuse_unsupported(name)
     SUPPORTED[name].check(pipeline)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdu.cli.options import Model, Overwrite, open_model
+from vdu.cli.options import Config, Model, Overwrite, open_model
 
 if TYPE_CHECKING:
     from vdu.backbone import Backbone
@@ -19,25 +19,27 @@ Delta = Annotated[Path, typer.Argument(help="what `vdu unlearn --save delta` wro
 Out = Annotated[Path, typer.Option(help="where the pipeline goes")]
 
 
-def _save(model: str, delta: Path, out: Path, overwrite: bool, move: Callable[[Backbone, Path], Any]) -> None:
+def _save(
+    model: str, delta: Path, out: Path, overwrite: bool, config: Path | None, move: Callable[[Backbone, Path], Any]
+) -> None:
     from vdu.checkpoint import refuse_existing, replacing
 
     refuse_existing(out, overwrite, folder=True)
-    pipeline = move(open_model(model), delta)
+    pipeline = move(open_model(model, config=config), delta)
     with replacing(out) as beside:
         pipeline.save_pretrained(beside)
     typer.echo(f"pipeline: {out}")
 
 
-def apply_command(model: Model, delta: Delta, out: Out, overwrite: Overwrite = False) -> None:
+def apply_command(model: Model, delta: Delta, out: Out, config: Config = None, overwrite: Overwrite = False) -> None:
     """Make the unlearned pipeline from the original MODEL and a DELTA."""
     from vdu.delta import apply_delta
 
-    _save(model, delta, out, overwrite, apply_delta)
+    _save(model, delta, out, overwrite, config, apply_delta)
 
 
 def revert_command(model: Model, delta: Delta, out: Out, overwrite: Overwrite = False) -> None:
     """Make the original pipeline again from the unlearned MODEL and its DELTA."""
     from vdu.delta import revert_delta
 
-    _save(model, delta, out, overwrite, revert_delta)
+    _save(model, delta, out, overwrite, None, revert_delta)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vdu.cli.options import GuidanceScale, Model, Overwrite, Precision, PromptsFile, Seed, make_prompts, open_model
+from vdu.cli.options import (
+    Config,
+    GuidanceScale,
+    Model,
+    Overwrite,
+    Precision,
+    PromptsFile,
+    Seed,
+    make_prompts,
+    open_model,
+)
 
 if TYPE_CHECKING:
     from vdu.evaluation import Evaluation
@@ -38,6 +48,7 @@ def evaluate(
     precision: Precision = "bf16",
     prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
+    config: Config = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -50,7 +61,7 @@ def evaluate(
         refuse_existing(out, overwrite)
     sampler = Sampler(sampler_steps, precision, seed, samples)
     asked = make_prompts(None, prompts, guidance_scale)
-    first, second = open_model(original, asked), open_model(unlearned, asked)
+    first, second = open_model(original, asked, config), open_model(unlearned, asked)
     evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
     print_evaluation(evaluation)

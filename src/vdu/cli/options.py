@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vdu.prompts import Prompts
 
 __all__ = [
+    "Config",
     "GuidanceScale",
     "Model",
     "Overwrite",
@@ -24,7 +25,11 @@ __all__ = [
     "quiet",
 ]
 
-Model = Annotated[str, typer.Argument(help="pipeline folder, zoo name or hub id")]
+Model = Annotated[str, typer.Argument(help="pipeline folder, .safetensors checkpoint, zoo name or hub id")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="for a .safetensors checkpoint: diffusers folder of its base model; default: the hub's"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16 or fp32")]
@@ -64,11 +69,11 @@ def make_prompts(prompt: str | None, neutral: Path | None, guidance_scale: float
     )
 
 
-def open_model(name: str, prompts: Prompts | None = None) -> Backbone:
-    """The backbone of a zoo name, pipeline folder or hub id."""
+def open_model(name: str, prompts: Prompts | None = None, config: Path | None = None) -> Backbone:
+    """The backbone of a zoo name, pipeline folder, checkpoint file or hub id."""
     quiet()
     from vdu.backbone import load_backbone
     from vdu.model_zoo import find_zoo_model
 
     zoo = find_zoo_model(name)
-    return load_backbone(zoo.pipeline if zoo else name, prompts)
+    return load_backbone(zoo.pipeline if zoo else name, prompts, config)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model, quiet
+from vdu.cli.options import Config, GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model, quiet
 
 __all__ = ["sample", "train"]
 
@@ -39,10 +39,11 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 25,
     prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
+    config: Config = None,
     seed: Seed = 0,
 ) -> None:
     """Write a grid of samples."""
-    backbone = open_model(model, make_prompts(None, prompts, guidance_scale))
+    backbone = open_model(model, make_prompts(None, prompts, guidance_scale), config)
     from vdu.checkpoint import replacing
     from vdu.grids import image_grid
     from vdu.sampling import sample as draw

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from vdu.cli.options import (
+    Config,
     GuidanceScale,
     Model,
     Overwrite,
@@ -127,6 +128,7 @@ def unlearn_command(
     ] = None,
     neutral_prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
+    config: Config = None,
     save: Annotated[str, typer.Option(help="pipeline; delta: only what changed (`vdu apply`); lora")] = "pipeline",
     guard_with_detector: Annotated[
         bool, typer.Option("--guard-with-detector", help="let the guard count with the detector too")
@@ -151,7 +153,7 @@ def unlearn_command(
     check_form(save, settings.parameters)
     refuse_existing(out, overwrite, folder=True)
     prompts = make_prompts(prompt, neutral_prompts, guidance_scale)
-    backbone = open_model(model, prompts)
+    backbone = open_model(model, prompts, config)
     check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
@@ -171,6 +173,7 @@ def unlearn_command(
         detector=yardstick.detector if guard_with_detector else None,
         target=yardstick.target,
         prompts=prompts,
+        config=config,
         seed=seed,
         precision=precision,
         device=device,

@@ -43,7 +43,7 @@ def domain_corpus(emoji: Emoji, domain: str, train: bool) -> Corpus:
 
 
 def train_evaluator(recipe: TextRecipe, emoji: Emoji, domain: str, out: Path) -> Path:
-    """A classifier of ``domain`` with its calibrated reject: the folder ``out/{domain}-classifier``, kept if finished."""
+    """The folder ``out/{domain}-classifier``: a classifier with its calibrated reject; a finished one is kept."""
     folder = out / f"{domain}-classifier"
     if not folder.is_dir():
         parts = domain_corpus(emoji, domain, True), domain_corpus(emoji, domain, False)
