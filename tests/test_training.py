@@ -12,7 +12,7 @@ from vdu import VduError
 from vdu.checkpoint import save_state
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
-from vdu.training import RECIPES, Recipe, _checkpoint_steps, read_recipe, train
+from vdu.training import RECIPES, Recipe, checkpoint_steps, read_recipe, train
 
 
 def _idx(path, tensor):
@@ -102,7 +102,7 @@ def test_shipped_recipes_make_a_network(name):
     recipe = read_recipe(name)
     network = UNet2DModel(**recipe.unet)
     assert 2e6 < sum(p.numel() for p in network.parameters()) < 5e6
-    assert len(_checkpoint_steps(recipe.training)) == recipe.training.posterior_checkpoints
+    assert len(checkpoint_steps(recipe.training)) == recipe.training.posterior_checkpoints
     assert recipe.training.flip == (name != "mnist")
 
 

@@ -22,7 +22,7 @@ __all__ = ["train_text_to_image"]
 
 def _assembled(recipe: TextRecipe, vae: AutoencoderKL, tokenizer: Any, denoiser: Denoiser) -> StableDiffusionPipeline:
     # Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
-    scheduler = DDIMScheduler(**recipe.noise, set_alpha_to_one=False, timestep_spacing="trailing")
+    scheduler = DDIMScheduler(**recipe.noise, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=denoiser.text_encoder,
