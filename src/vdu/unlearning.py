@@ -154,7 +154,8 @@ def unlearn(
     _check_numbers(share, precision)
     place = _resolve_device(device)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
-    prior = zoo if posterior is None else posterior
+    shipped = zoo.posterior if zoo and zoo.posterior.is_file() else None
+    prior = shipped if posterior is None else posterior
     check_needs(chosen, {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior})
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     inputs = read_inputs(
