@@ -177,7 +177,8 @@ def test_the_pipeline_is_an_ordinary_one(run):
     assert image.size == (32, 32)
 
 
-def test_the_zoo_folder_has_judges_prompts_and_images_that_may_be_passed_on(run, corpus, tmp_path):
+def test_the_zoo_folder_has_judges_prompts_and_images_that_may_be_passed_on(run, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("vdu.text_to_image.prompt_set.JUDGED_PER_KIND", 1)
     provenance = build_zoo_model(run, corpus, tmp_path / "emoji")
     out = tmp_path / "emoji"
     rows = list(csv.DictReader((out / "prompts.csv").open()))

@@ -17,7 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -85,7 +85,7 @@ class Backbone(ABC):
     is put through the network at once where the batch does not matter).
     """
 
-    largest_batch: ClassVar[int] = 256
+    largest_batch: int = 256
     shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     prompts: Prompts | None = None

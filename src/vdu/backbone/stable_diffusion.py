@@ -24,12 +24,12 @@ from vdu.prompts import Prompts
 
 __all__ = ["StableDiffusionBackbone"]
 
+LATENT_PIXELS = 8 * 64 * 64  # through the U-Net at once: eight pictures of 512 × 512
+
 
 class StableDiffusionBackbone(Backbone):
     """``prompts`` are what samples are asked with; number 0 of ``c`` is the empty prompt."""
 
-    largest_batch: ClassVar[int] = 8
-    vae_batch: ClassVar[int] = 4
     family: ClassVar[str] = "Stable Diffusion 1.x or 2.x"
     text_parts: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"),)
     beyond_text: ClassVar[tuple[str, ...]] = (
@@ -43,6 +43,7 @@ class StableDiffusionBackbone(Backbone):
         size, factor = self.network.config.sample_size, pipeline.vae_scale_factor
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (self.network.config.in_channels, height, width)
+        self.largest_batch = max(1, min(self.largest_batch, LATENT_PIXELS // (height * width)))
         self.shape = (self.vae.config.in_channels, height * factor, width * factor)
         self._number: dict[str, int] = {}
         self._encodings: tuple[Tensor, ...] = ()
@@ -154,18 +155,23 @@ class StableDiffusionBackbone(Backbone):
         """``(V, D)``: one for each token number."""
         return self.pipeline.text_encoder.get_input_embeddings().weight.detach().float().to(self.device)
 
+    @property
+    def _vae_batch(self) -> int:
+        # Its first and last layers are as large as the picture.
+        return max(1, self.largest_batch // 2)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         device = self.device
         with placed(self.vae, device):
-            parts = [self.vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(self.vae_batch)]
+            parts = [self.vae.encode(x.to(device)).latent_dist.mode().cpu() for x in images.split(self._vae_batch)]
         return torch.cat(parts) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         device = self.device
         with placed(self.vae, device):
-            latents = (x_0 / self.vae.config.scaling_factor).split(self.vae_batch)
+            latents = (x_0 / self.vae.config.scaling_factor).split(self._vae_batch)
             parts = [self.vae.decode(z.to(device)).sample.clamp(-1, 1).cpu() for z in latents]
         return torch.cat(parts)
 

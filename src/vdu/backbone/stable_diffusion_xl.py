@@ -24,8 +24,6 @@ __all__ = ["StableDiffusionXLBackbone"]
 class StableDiffusionXLBackbone(StableDiffusionBackbone):
     """As Stable Diffusion 1.x, with what the module's formula adds."""
 
-    largest_batch: ClassVar[int] = 2
-    vae_batch: ClassVar[int] = 1
     family: ClassVar[str] = "Stable Diffusion XL base model"
     text_parts: ClassVar[tuple[tuple[str, str], ...]] = (
         ("tokenizer", "text_encoder"),
