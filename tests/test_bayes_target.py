@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vdu.bayes_target import BayesTarget
+from vdu.bayes_target import BayesTarget, _weight
 from vdu.discriminator import fit_head
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.preparation import Preparation
@@ -22,7 +22,7 @@ def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
     t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
     features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
     empty = torch.zeros(count, 1, 1, 1)
-    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features)
+    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features, features)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
     preparation = Preparation(backbone, forget, seed=0, own_count=8)
     head, bank = preparation.discriminator, preparation.own_bank
     undesired = preparation.forget_score
-    term = BayesTarget(backbone, bank, head, undesired, strength=3.0, rho_max=0.8)
+    term = BayesTarget(backbone, bank, head, None, undesired, strength=3.0, rho_max=0.8)
     network = backbone.trainable_copy()
     chosen = torch.randint(len(bank.t), (5,), generator=generator(1, "x"))
     total = 0.0
@@ -100,3 +100,10 @@ def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
             target = (f_original - rho * f_forget) / (1 - rho) if rho > 0.005 else f_original
             total += (1 - rho) * float((network(x_t, t).sample - target).pow(2).mean()) / 5
     assert float(term(network, 5, generator(1, "x"))) == pytest.approx(total, rel=0.02, abs=1e-5)
+
+
+def test_the_weight_of_a_prompt_is_one_on_average_whatever_it_makes():
+    rho = torch.tensor([0.9, 0.8, 0.1, 0.2, 0.5])
+    weight = _weight(rho, torch.tensor([1, 1, 2, 2, 0]))
+    torch.testing.assert_close(weight, torch.tensor([0.1 / 0.15, 0.2 / 0.15, 0.9 / 0.85, 0.8 / 0.85, 0.5]))
+    torch.testing.assert_close(_weight(rho, None), 1 - rho)

@@ -35,20 +35,23 @@ def test_retained_output_is_the_exact_score_of_a_gaussian_mixture_without_one_pa
     eps_f, eps_r = x - 2.0, x + 1.0
     eps = ((1 - pi) * p_r * eps_r + pi * p_f * eps_f) / p
     column = eps.view(-1, 1, 1, 1)
-    found = retained_output(column, column, eps_f.view(-1, 1, 1, 1), pi * p_f / p).flatten()
+    found = retained_output(column, column, eps_f.view(-1, 1, 1, 1), pi * p_f / p, pi * p_f / p).flatten()
     torch.testing.assert_close(found, eps_r)
 
 
-def test_with_a_prompt_the_retained_output_is_the_score_of_what_it_makes_times_the_chance_that_it_may_stay():
+def test_with_a_prompt_the_retained_output_is_the_exact_score_of_what_should_remain():
     """A prompt that makes the undesired nine times out of ten, of a model that makes it three times out of ten."""
-    x, pi, asked = torch.linspace(-3, 3, 41).double().requires_grad_(), 0.3, 0.9
+    x, pi, asked = torch.linspace(-3, 3, 41).double(), 0.3, 0.9
     p_f, p_r = torch.exp(-0.5 * (x - 2.0) ** 2), torch.exp(-0.5 * (x + 1.0) ** 2)
-    p, prompted = (1 - pi) * p_r + pi * p_f, (1 - asked) * p_r + asked * p_f
-    score = lambda density: -torch.autograd.grad(density.log().sum(), x, retain_graph=True)[0]  # noqa: E731
-    wanted = score(prompted * (1 - pi * p_f / p))
-    columns = [score(density).view(-1, 1, 1, 1) for density in (prompted, p, p_f)]
-    found = retained_output(*columns, (pi * p_f / p).detach()).flatten()
-    torch.testing.assert_close(found, wanted)
+    eps_f, eps_r = x - 2.0, x + 1.0
+
+    def mixture(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        density = (1 - share) * p_r + share * p_f
+        return ((1 - share) * p_r * eps_r + share * p_f * eps_f) / density, share * p_f / density
+
+    (prompted, rho), (unprompted, unprompted_rho) = mixture(asked), mixture(pi)
+    columns = [eps.view(-1, 1, 1, 1) for eps in (prompted, unprompted, eps_f)]
+    torch.testing.assert_close(retained_output(*columns, rho, unprompted_rho).flatten(), eps_r)
 
 
 def test_welford_agrees_with_numpy_where_the_spread_is_tiny():

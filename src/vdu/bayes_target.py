@@ -14,12 +14,14 @@ Where ρ ≈ 0 this is self-distillation, where ρ → 1 strong guidance. ``f`` 
 formula is affine with coefficients that sum to one, so it is the same in each. Follows from Bayes' rule and the
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
 
-With prompts c the same guidance moves every prompt's own output,
+With prompts c: ``p_r(x | c) ∝ p(x | c) P(retained | x)``, and where what is drawn does not depend on the prompt once
+it is known to be undesired or not,
 
-    f_r(x_t, c) = f_*(x_t, c) + ρ/(1 − ρ) (f_*(x_t, ∅) − f_f(x_t, ∅)),   ρ = π p_f(x_t) / p(x_t) of what is made unasked
+    f_r(x_t, c) = f_*(x_t, c) + ρ(x_t, c) d(x_t),   d = f_r(x_t, ∅) − f_f(x_t, ∅) = (f_* − f_f)(x_t, ∅) / (1 − ρ(x_t))
 
-since ``p_r(x | c) ∝ p(x | c) P(retained | x)`` and ``∇ log(1 − ρ)`` is that term. Were both scores taken at c, a prompt
-that makes nothing else than the undesired would have no direction left: there ``f_f = f_*``.
+d leads from the undesired to the rest, seen in what the model makes unasked; ρ(x_t, c) says how much of it a prompt
+needs. Were d taken at c, a prompt that makes nothing but the undesired would have no direction left: there f_f = f_*.
+The weight is (1 − ρ(x_t, c)) over its mean for the prompt: p_r(x | c) has mass one for each c, also for those.
 
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 """
@@ -39,10 +41,12 @@ __all__ = ["BayesTarget", "retained_output"]
 SMALLEST_RHO = 0.005
 
 
-def retained_output(original: Tensor, unprompted: Tensor, undesired: Tensor, rho: Tensor) -> Tensor:
-    """``f_r`` ``(B, C, H, W)`` from ``f_*`` with and without prompt, ``f_f``, and ``rho`` ``(B,)`` in [0, 1)."""
-    odds = (rho / (1 - rho)).view(-1, 1, 1, 1)
-    return original + odds * (unprompted - undesired)
+def retained_output(
+    original: Tensor, unprompted: Tensor, undesired: Tensor, rho: Tensor, unprompted_rho: Tensor
+) -> Tensor:
+    """``f_r`` ``(B, C, H, W)`` from ``f_*`` with and without prompt, ``f_f``, and both ρ ``(B,)`` in [0, 1)."""
+    share = (rho / (1 - unprompted_rho)).view(-1, 1, 1, 1)
+    return original + share * (unprompted - undesired)
 
 
 class BayesTarget:
@@ -53,6 +57,7 @@ class BayesTarget:
         backbone: Backbone,
         bank: NoisedBank,
         discriminator: Discriminator,
+        prompted: Discriminator | None,
         forget_score: nn.Module,
         *,
         strength: float = 1.0,
@@ -60,8 +65,15 @@ class BayesTarget:
         precision: str = "fp32",
     ) -> None:
         self.backbone, self.bank, self.precision = backbone, bank, precision
-        odds = strength * discriminator(bank.features, bank.t_share).exp()
-        self.rho = (odds / (1 + odds)).nan_to_num(nan=1.0).clamp(max=rho_max)
+
+        def rho(head: Discriminator, features: Tensor) -> Tensor:
+            odds = strength * head(features, bank.t_share).exp()
+            return (odds / (1 + odds)).nan_to_num(nan=1.0).clamp(max=rho_max)
+
+        self.rho = self.unprompted_rho = rho(discriminator, bank.features)
+        if prompted is not None and bank.c is not None:
+            self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.unprompted_rho)
+        self.weight = _weight(self.rho, bank.c)
         self.target = bank.original.clone()
         self._guide(forget_score)
 
@@ -69,15 +81,29 @@ class BayesTarget:
     def _guide(self, forget_score: nn.Module) -> None:
         """Move the target where ρ counts; elsewhere it is the original's output."""
         counts = (self.rho > SMALLEST_RHO).nonzero().flatten()
+        if not len(counts):
+            return
         for i in network_batches(self.backbone, counts):
             with autocast(forget_score, self.precision):
                 undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
-            self.target[i] = retained_output(original, unprompted, undesired, self.rho[i]).half()
+            moved = retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
+            self.target[i] = moved.half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
-        """The squared error, weighted by 1 − ρ, on random items; a scalar."""
+        """The weighted squared error on random items; a scalar."""
         i = torch.randint(len(self.rho), (batch_size,), generator=g).to(self.rho.device)
         output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
         error = (output - self.target[i].float()).pow(2).mean(dim=(1, 2, 3))
-        return ((1 - self.rho[i]) * error).mean()
+        return (self.weight[i] * error).mean()
+
+
+def _weight(rho: Tensor, c: Tensor | None) -> Tensor:
+    """1 − ρ; of a prompt's items over its mean for the prompt."""
+    weight = 1 - rho
+    if c is None or not c.any():
+        return weight
+    prompts = int(c.max()) + 1
+    total = torch.zeros(prompts, device=c.device).index_add_(0, c, weight)
+    count = torch.zeros(prompts, device=c.device).index_add_(0, c, torch.ones_like(weight))
+    return torch.where(c > 0, weight / (total / count.clamp(min=1))[c], weight)

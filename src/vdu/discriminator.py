@@ -6,23 +6,28 @@ With ``c(x_0)`` the probability that an own sample is of the undesired kind (`vd
 
 is the regression of c on x_t over the model's own samples, so that E ρ = π at every time. Half of the positives' mass
 comes from the forget images: they show what own samples show too rarely. Where no c is known yet,
-forget images are told from own samples with equal weights, and ``logit = log p_f / p``.
+forget images are told from own samples with equal weights, and ``logit = log p_f / p``. With prompts, ρ(x_t, c) is the
+same regression on features that know the prompt, over own samples alone: nobody knows what would have been typed for a
+forget image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from vdu.noised_bank import NoisedBank
 from vdu.seeding import generator
 
-__all__ = ["Discriminator", "fit_head"]
+__all__ = ["Discriminator", "fit_head", "fit_prompted_head"]
 
 LEARNING_RATE = 1e-3
+STEPS = 400
+BATCH_SIZE = 256
 
 
 class Discriminator(nn.Module):
@@ -63,8 +68,8 @@ def fit_head(
     forget_items: Tensor | None = None,
     own_items: Tensor | None = None,
     mass: float = 0.5,
-    steps: int = 400,
-    batch_size: int = 256,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
 ) -> Discriminator:
     """Regress ``labels`` c ``(M,)`` of the own samples, or tell forget from own where ``labels`` is None.
 
@@ -76,18 +81,39 @@ def fit_head(
     o = torch.arange(len(own.t)) if own_items is None else own_items
     c = torch.zeros(len(own.t)) if labels is None else labels.cpu().repeat(own.draws)
     forget_mass = 1.0 if labels is None else mass * float(labels.mean())
+
+    def loss(head: Discriminator, g: torch.Generator) -> Tensor:
+        i = f[torch.randint(len(f), (batch_size // 2,), generator=g)]
+        j = o[torch.randint(len(o), (batch_size,), generator=g)]
+        undesired = softplus(-head(forget.features[i], forget.t_share[i])).mean()
+        logit, y = head(own.features[j], own.t_share[j]), c[j].to(device)
+        return forget_mass * undesired + (mass * y * softplus(-logit) + (1 - y) * softplus(logit)).mean()
+
+    return _fitted(own.features, loss, seed, steps)
+
+
+def fit_prompted_head(own: NoisedBank, labels: Tensor, seed: int) -> Discriminator:
+    """Regress ``labels`` c ``(M,)`` of the own samples on features that know the prompt."""
+    c = labels.to(own.features.device).repeat(own.draws)
+
+    def loss(head: Discriminator, g: torch.Generator) -> Tensor:
+        j = torch.randint(len(c), (BATCH_SIZE,), generator=g)
+        return binary_cross_entropy_with_logits(head(own.prompted_features[j], own.t_share[j]), c[j])
+
+    return _fitted(own.prompted_features, loss, seed, STEPS)
+
+
+def _fitted(
+    features: Tensor, loss_of: Callable[[Discriminator, torch.Generator], Tensor], seed: int, steps: int
+) -> Discriminator:
+    """A head after ``steps`` of AdamW with a rate that falls to zero; ``features`` set its standardisation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Discriminator(own.features.shape[1]).to(device)
-        head.standardise(own.features)
+        head = Discriminator(features.shape[1]).to(features.device)
+        head.standardise(features)
         optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
         for step in range(steps):
-            g = generator(seed, "head", step)
-            i = f[torch.randint(len(f), (batch_size // 2,), generator=g)]
-            j = o[torch.randint(len(o), (batch_size,), generator=g)]
-            undesired = softplus(-head(forget.features[i], forget.t_share[i])).mean()
-            logit, y = head(own.features[j], own.t_share[j]), c[j].to(device)
-            loss = forget_mass * undesired + (mass * y * softplus(-logit) + (1 - y) * softplus(logit)).mean()
+            loss = loss_of(head, generator(seed, "head", step))
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -1,11 +1,11 @@
 """A bank of noised images, and what the frozen network says of each: made once, read by everything that comes after.
 
-    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   f_*(x_t, t, c),   f_*(x_t, t, ∅),   h(x_t, t, ∅)
+    x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   f_*(x_t, t, c),   f_*(x_t, t, ∅),   h(x_t, t, c),   h(x_t, t, ∅)
 
-``h`` are inner features (`Backbone.original_with_features`), always of the empty prompt: what was asked for must not
-tell a forget image from an own sample. One pass (two where there are prompts) of the original serves responsibilities,
-ρ and the regression's target, and a step of the loop then costs a plain training step. Times are stratified: draw k of
-K puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K).
+``h`` are inner features (`Backbone.original_with_features`). Forget images are told from own samples by those without a
+prompt: what was asked for must not tell them apart. One pass (two where there are prompts) of the original serves
+responsibilities, ρ and the regression's target, and a step of the loop then costs a plain training step. Times are
+stratified: draw k of K puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ FEWEST_DRAWS = 4
 class NoisedBank:
     """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, *latent_shape)``, times ``t``
     ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``, conditions ``c`` ``(K·N,)`` or None. ``unprompted``
-    (float16) is the original's output without a prompt; the same tensor as ``original`` where there are none."""
+    (float16) and ``features`` are without a prompt; the same tensors as ``original`` and ``prompted_features`` where
+    there are none."""
 
     images: int
     draws: int
@@ -43,6 +44,7 @@ class NoisedBank:
     original: Tensor
     unprompted: Tensor
     features: Tensor
+    prompted_features: Tensor
     c: Tensor | None = None
 
     def earliest(self, share: float) -> int:
@@ -93,15 +95,19 @@ def fill_bank(
     x_0, device = clean.repeat(draws), backbone.device
     x_t = backbone.add_noise(x_0.x_0, torch.randn(x_0.x_0.shape, generator=g), t).to(device)
     t, c = t.to(device), None if x_0.c is None else x_0.c.to(device)
-    prompted, unprompted, features = [], [], []
-    with autocast(backbone.network, precision), torch.no_grad():
-        for i in network_batches(backbone, torch.arange(count)):
-            output, feature = backbone.original_with_features(x_t[i], t[i])
-            unprompted.append(output.half())
-            features.append(feature)
-            if c is not None and c.any():
-                prompted.append(backbone.output(backbone.network, x_t[i], t[i], c[i]).half())
-    without = torch.cat(unprompted)
-    original = torch.cat(prompted) if prompted else without
+    without = _asked(backbone, x_t, t, precision, None)
+    asked = _asked(backbone, x_t, t, precision, c) if c is not None and c.any() else without
     share = t / backbone.timesteps
-    return NoisedBank(len(images), draws, x_t, t, share, original, without, torch.cat(features), c)
+    return NoisedBank(len(images), draws, x_t, t, share, asked[0], without[0], without[1], asked[1], c)
+
+
+@torch.no_grad()
+def _asked(backbone: Backbone, x_t: Tensor, t: Tensor, precision: str, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Outputs (float16) and features of the frozen network."""
+    outputs, features = [], []
+    with autocast(backbone.network, precision):
+        for i in network_batches(backbone, torch.arange(len(t))):
+            output, feature = backbone.original_with_features(x_t[i], t[i], None if c is None else c[i])
+            outputs.append(output.half())
+            features.append(feature)
+    return torch.cat(outputs), torch.cat(features)

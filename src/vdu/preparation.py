@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.discriminator import Discriminator, fit_head
+from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
 from vdu.noised_bank import NoisedBank, fill_bank
@@ -77,6 +77,13 @@ class Preparation:
     def discriminator(self) -> Discriminator:
         """logit ρ at every time."""
         return fit_head(self.forget_bank, self.own_bank, self.responsibilities, self.seed)
+
+    @cached_property
+    def prompted_discriminator(self) -> Discriminator | None:
+        """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
+        if self.own_bank.c is None or not self.own_bank.c.any():
+            return None
+        return fit_prompted_head(self.own_bank, self.responsibilities, self.seed)
 
     @cached_property
     def forget_score(self) -> nn.Module:

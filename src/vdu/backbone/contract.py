@@ -194,8 +194,8 @@ class Backbone(ABC):
         """ε_θ(x_t, t, c), of ``x_t``'s shape."""
         return self.to_eps(self.output(network, x_t, t, c), x_t, t)
 
-    def original_with_features(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The frozen network's output without a prompt and what it knows of ``x_t``, in one pass, no gradients.
+    def original_with_features(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The frozen network's output and what it knows of ``x_t`` (and the prompt), in one pass, no gradients.
 
         Features ``(B, D)`` are its inner blocks' outputs, pooled to at most 2×2. A diffusion U-Net's inner layers
         separate classes (Baranchuk et al., arXiv 2112.03126), so a discriminator on them generalises from few images.
@@ -210,7 +210,7 @@ class Backbone(ABC):
         handles = [block.register_forward_hook(take) for block in blocks if block is not None]
         try:
             with torch.no_grad():
-                output = self.output(self.network, x_t, t)
+                output = self.output(self.network, x_t, t, c)
         finally:
             for handle in handles:
                 handle.remove()

@@ -122,8 +122,8 @@ def _bayes(backbone: Backbone) -> BayesTarget:
     head = Discriminator(features.shape[1]).eval().requires_grad_(False)
     list(head.parameters())[-1].data.fill_(-20.0)  # the bias of the logit
     output = torch.randn_like(x_t).half()
-    bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), output, output, features)
-    return BayesTarget(backbone, bank, head, backbone.network)
+    bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), output, output, features, features)
+    return BayesTarget(backbone, bank, head, None, backbone.network)
 
 
 def make_objective(mode: Mode, backbone: Backbone, network: nn.Module) -> Objective:

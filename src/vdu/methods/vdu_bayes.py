@@ -42,6 +42,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             preparation.backbone,
             bank,
             preparation.discriminator,
+            preparation.prompted_discriminator,
             preparation.forget_score,
             strength=settings.strength,
             rho_max=settings.rho_max,
