@@ -155,7 +155,9 @@ def unlearn(
     place = _resolve_device(device)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     prior = zoo if posterior is None else posterior
-    check_needs(chosen, {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior})
+    words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
+    given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior, "prompt": words}
+    check_needs(chosen, given)
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     inputs = read_inputs(
         backbone,
