@@ -18,7 +18,7 @@ from vdu.methods.esd_prompt import NegativeGuidance
 from vdu.methods.salun import _relabelling
 from vdu.methods.uce import closed_form_factor
 from vdu.noising import Clean
-from vdu.parameters import trained_copy
+from vdu.parameters import chosen_names, trained_copy
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.sampling import sample
@@ -212,3 +212,12 @@ def test_settings_that_the_closed_form_has_no_use_for_are_refused(preparation):
     settings = make_settings(METHODS["uce"], {"parameters": "cross-attention"})
     with pytest.raises(VduError, match="keys and values of cross-attention only"):
         METHODS["uce"].build(settings, preparation, trained_copy(preparation.backbone, settings.parameters, 8, 0))
+
+
+def test_a_part_and_all_but_this_part_are_the_network(backbone):
+    inside, outside = (chosen_names(backbone.network, name) for name in ("cross-attention", "not-cross-attention"))
+    assert inside == {name for name, _ in backbone.network.named_parameters() if ".attn2." in name}
+    assert inside | outside == {name for name, _ in backbone.network.named_parameters()}
+    assert not inside & outside
+    with pytest.raises(VduError, match="no parameter matches 'not-there'"):
+        chosen_names(backbone.network, "not-there")

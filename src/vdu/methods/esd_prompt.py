@@ -2,10 +2,10 @@
 
     L = E_{x ~ p_*(x | c), t, ε} ‖f_θ(x_t, t, c) − [f_*(∅) − η (f_*(c) − f_*(∅))](x_t, t)‖²
 
-Gandikota et al., arXiv 2303.07345, ESD-x; ``parameters="*"`` trains all of the network. Coefficients sum to one, so f
-may be ε or v. Changed: published x_t come from a guided roll-out of the changing network to a random step; here they
-are noised samples that the original makes once, guided, with the concept prompt. From words alone: only the guard,
-where it is wanted, looks at the forget images.
+Gandikota et al., arXiv 2303.07345: ESD-x, and ESD-u with ``parameters="not-cross-attention"``. Coefficients sum to one,
+so f may be ε or v. Changed: published x_t come from a guided roll-out of the changing network to a random step; here
+they are noised samples that the original makes once, guided, with the concept prompt. From words alone: only the
+guard, where it is wanted, looks at the forget images.
 """
 
 from __future__ import annotations
