@@ -16,7 +16,7 @@ from vdu.backbone import load_backbone
 from vdu.methods import METHODS, make_settings
 from vdu.methods.esd_prompt import NegativeGuidance
 from vdu.methods.salun import _relabelling
-from vdu.methods.uce import closed_form_factor
+from vdu.methods.uce import closed_form_factor, own_places
 from vdu.noising import Clean
 from vdu.parameters import chosen_names, trained_copy
 from vdu.preparation import Preparation
@@ -122,13 +122,59 @@ def test_uce_sets_keys_and_values_and_keeps_the_prompts_that_name_no_concept(pre
     states = {
         text: backbone.pipeline.encode_prompt([text], "cpu", 1, False)[0][0] for text in (*ASKED.neutral, "noto style")
     }
-    rows = [(states["noto style"], states[""]), *((states[p],) * 2 for p in ("a red pear", ""))]
+    rows = [(states["noto style"][1:], states[""][1:], 1.0), *((states[p],) * 2 + (0.5,) for p in ("a red pear", ""))]
     for name in changed:
         weight, fixed = (dict(n.named_parameters())[name].detach().double() for n in (network, backbone.network))
         slope = 0.01 * (weight - fixed)
-        for c, v in rows:  # the gradient of the published objective vanishes
-            slope = slope + (c.double() @ weight.T - v.double() @ fixed.T).T @ c.double()
+        for c, v, s in rows:  # the gradient of the published objective vanishes
+            slope = slope + s * (c.double() @ weight.T - v.double() @ fixed.T).T @ c.double()
         assert float(slope.abs().max()) < 1e-4
+
+
+def _left(backbone, preparation, **values):
+    """How far the concept's own states are from the anchor's after the edit, as a share of before."""
+    settings = make_settings(METHODS["uce"], values)
+    network = trained_copy(backbone, settings.parameters, 8, 0)
+    edit = METHODS["uce"].build(settings, preparation, network)
+    before = float(edit.gradient(network, 1, torch.Generator(), "fp32"))
+    edit.after_step(1e-4)
+    return float(edit.gradient(network, 1, torch.Generator(), "fp32")) / before
+
+
+def test_a_long_list_of_neutral_prompts_does_not_undo_the_erasing(tmp_path):
+    pipeline, words = make_pipeline(tmp_path), ("red", "blue", "apple", "pear", "in")
+    neutral = tuple(f"a {x} {y}" for x in words for y in words)
+    few, many, undone = (
+        _left(backbone, Preparation(backbone, Clean(torch.zeros(1, 4, 8, 8)), 0), keep=keep)
+        for count, keep in ((2, 1.0), (25, 1.0), (25, 25.0))
+        for backbone in [load_backbone(pipeline, Prompts(neutral[:count], ("noto style",)))]
+    )
+    assert few < 0.2
+    assert many < 2 * few
+    assert undone > 2 * many
+
+
+def test_what_a_concept_begins_with_in_common_with_kept_prompts_is_not_edited(backbone):
+    own = own_places(backbone, ["a red apple", "noto style"], ["a red pear", "a pear", ""])
+    assert own.tolist() == [[False] * 3 + [True] * 9, [False] + [True] * 11]
+    shared, other = backbone.states_of(["a red apple", "a red pear"])
+    torch.testing.assert_close(shared[:3], other[:3])
+    assert not torch.allclose(shared[3], other[3])
+
+
+def test_an_anchor_can_be_chosen(preparation):
+    backbone, settings = preparation.backbone, {"anchor": "a pear", "hold": 1e-4, "keep": 0.0}
+    edit = METHODS["uce"].build(
+        make_settings(METHODS["uce"], settings),
+        preparation,
+        trained_copy(backbone, METHODS["uce"].settings().parameters, 8, 0),
+    )
+    concept, anchor = backbone.states_of(["noto style", "a pear"])
+    torch.testing.assert_close(edit.concepts, concept[1:])
+    torch.testing.assert_close(concept[1:] @ edit.factor.T.float(), anchor[1:], rtol=0.05, atol=0.05)
+    chosen = make_settings(METHODS["concept-ablation"], {"anchor": "a pear", "anchor_images": 3})
+    images = METHODS["concept-ablation"].build(chosen, preparation, None).plasticity.images
+    assert images.c.tolist() == backbone.condition(["a pear"] * 3).tolist()
 
 
 def test_samples_are_asked_with_the_texts_that_were_given(preparation):

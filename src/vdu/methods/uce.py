@@ -1,17 +1,19 @@
-"""`uce`: the concept's words are given the empty prompt's keys and values, in closed form, without training.
+"""`uce`: the concept's words are given an anchor prompt's keys and values, in closed form, without training.
 
-    min_W λ ‖W − W_*‖² + Σ_{c ∈ concepts} s_e ‖W c − W_* c'‖² + Σ_{c ∈ kept} s_p ‖W c − W_* c‖²
-    W = W_* (λ I + Σ_e s_e c' cᵀ + Σ_p s_p c cᵀ) (λ I + Σ_e s_e c cᵀ + Σ_p s_p c cᵀ)⁻¹
+    min_W λ ‖W − W_*‖² + Σ_{c ∈ concepts} s_e ‖W c − W_* c'‖² + Σ_{c ∈ kept} s_p / P ‖W c − W_* c‖²
+    W = W_* (λ I + Σ_e s_e c' cᵀ + Σ_p s_p / P c cᵀ) (λ I + Σ_e s_e c cᵀ + Σ_p s_p / P c cᵀ)⁻¹
 
-for every cross-attention key and value projection W. Gandikota et al., arXiv 2308.14761. ``c`` are all token states of
-a prompt, ``c'`` those of the empty prompt at the same places (the start mark is the same in both, hence kept); kept are
-the neutral prompts that do not name a concept. W_* stands before a factor that is the same for all layers. From words
-alone: only the guard, where it is wanted, looks at the forget images.
+for every cross-attention key and value projection W. Gandikota et al., arXiv 2308.14761. ``c`` are the token states of
+a prompt, ``c'`` those of the anchor at the same places; kept are the P neutral prompts that do not name a concept, all
+together as heavy as one, lest a long list of them undo the erasing. Text is read forwards, so what a concept begins
+with in common with a kept prompt (the start mark, an article) has the same states in both and is not edited. W_* stands
+before a factor that is the same for all layers. From words alone: only the guard, where wanted, looks at the images.
 """
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +26,7 @@ from vdu.errors import VduError
 from vdu.objective import Direction, Method, MethodSettings, NotNegative, Positive
 from vdu.preparation import Preparation
 
-__all__ = ["METHOD", "closed_form_factor"]
+__all__ = ["METHOD", "closed_form_factor", "own_places"]
 
 KEYS_AND_VALUES = "*.attn2.to_[kv].weight"
 
@@ -39,7 +41,8 @@ class Settings(MethodSettings):
     parameters: str = KEYS_AND_VALUES
     hold: Positive = Field(0.5, description="λ: weight of staying close to the original's matrices")
     erase: Positive = Field(1.0, description="s_e: weight of each token of a concept")
-    keep: NotNegative = Field(1.0, description="s_p: weight of each token of a neutral prompt")
+    keep: NotNegative = Field(1.0, description="s_p: weight of the neutral prompts, token by token, spread over them")
+    anchor: str = Field("", description="prompt that is put in the concept's place")
 
 
 def closed_form_factor(
@@ -52,9 +55,15 @@ def closed_form_factor(
     return torch.linalg.solve(right, left, left=False)
 
 
+def own_places(backbone: StableDiffusionBackbone, concepts: Sequence[str], others: Sequence[str]) -> Tensor:
+    """Where ``concepts`` read otherwise than each of ``others`` up to there: ``(N, L)``, boolean."""
+    c, other = backbone.tokens(concepts), backbone.tokens(others)
+    return ~(c[:, None] == other).cumprod(-1).bool().any(1)
+
+
 @dataclass
 class _ClosedForm(Direction):
-    """Pairs of a trained matrix and the original's, the factor, and the tokens that the loss is about."""
+    """Pairs of a trained matrix and the original's, the factor, and the states ``(n, D)`` that the loss is about."""
 
     pairs: list[tuple[Tensor, Tensor]]
     factor: Tensor
@@ -88,17 +97,13 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> D
     other = [name for name in chosen if not fnmatch.fnmatch(name, KEYS_AND_VALUES)]
     if other:
         raise VduError(f"method uce sets keys and values of cross-attention only, not {other[0]}: narrow parameters")
-    words, empty = backbone.states_of(concepts), backbone.states_of([""])
-    factor = closed_form_factor(
-        words.flatten(0, 1),
-        empty.expand_as(words).flatten(0, 1),
-        backbone.states_of(kept).flatten(0, 1),
-        hold=settings.hold,
-        erase=settings.erase,
-        keep=settings.keep,
-    )
+    own = own_places(backbone, concepts, [*kept, settings.anchor])
+    words, anchors = (backbone.states_of(texts)[own] for texts in (concepts, [settings.anchor] * len(concepts)))
+    states = backbone.states_of(kept).flatten(0, 1)
+    weights = {"hold": settings.hold, "erase": settings.erase, "keep": settings.keep / len(kept)}
+    factor = closed_form_factor(words, anchors, states, **weights)
     pairs: list[tuple[Tensor, Tensor]] = [(p, original[name]) for name, p in chosen.items()]
-    return _ClosedForm(pairs, factor, words, empty)
+    return _ClosedForm(pairs, factor, words, anchors)
 
 
 METHOD = Method("uce", Settings, build)
