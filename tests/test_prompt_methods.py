@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import interrupted_after_state, run_vdu
 from conftest import make_pipeline as make_image_pipeline
-from conftest import run_vdu
 from PIL import Image
 from test_stable_diffusion import make_pipeline
+from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
 
 from vdu import VduError, unlearn
 from vdu.another_prompt import AnotherPrompt
@@ -267,3 +268,30 @@ def test_a_part_and_all_but_this_part_are_the_network(backbone):
     assert not inside & outside
     with pytest.raises(VduError, match="no parameter matches 'not-there'"):
         chosen_names(backbone.network, "not-there")
+
+
+def _run(pipeline, folder, method, steps, **options):
+    few = {IMAGES[method]: 4} if method in IMAGES else {}
+    settings = {"steps": steps, "batch_size": 2} | few
+    return unlearn(pipeline, folder, method, prompts=ASKED, settings=settings, precision="fp32", **options)
+
+
+@pytest.mark.parametrize("method", sorted(IMAGES))
+def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch):
+    monkeypatch.setattr("vdu.unlearning.Preparation", partial(Preparation, **FEW))
+    pipeline, folder = make_pipeline(tmp_path), _forget_folder(tmp_path / "bad")
+    whole = _run(pipeline, folder, method, 12)
+    with interrupted_after_state(monkeypatch):
+        _run(pipeline, folder, method, 12, state_folder=tmp_path / "state")
+    resumed = _run(pipeline, folder, method, 12, state_folder=tmp_path / "state")
+    assert resumed.record["result_sha256"] == whole.record["result_sha256"]
+    assert len(resumed.record["history"]) == 12
+
+
+@pytest.mark.parametrize("method", WORDED)
+def test_a_larger_model_of_two_text_encoders_is_unlearned_from_words_too(method, tmp_path, monkeypatch):
+    monkeypatch.setattr("vdu.unlearning.Preparation", partial(Preparation, **FEW))
+    folder = _forget_folder(tmp_path / "bad")
+    record = _run(make_xl_pipeline(tmp_path), folder, method, 1 if method == "uce" else 2).record
+    assert all(math.isfinite(step["loss"]) for step in record["history"])
+    assert record["result_sha256"] != record["model_sha256"]
