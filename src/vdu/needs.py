@@ -14,6 +14,7 @@ HOW = {
     "forget": "images to forget: give --forget FOLDER",
     "retain": "images to keep: give --retain FOLDER",
     "posterior": "a posterior: give --posterior FILE (`vdu posterior` makes one)",
+    "prompt": "the concept in words: give --prompt TEXT (and a model that takes text)",
     "teacher": "a teacher: give --teacher MODEL",
 }
 DEMANDED = ("retain", "teacher")  # a shipped model brings its posterior along, so that one may lie unused

@@ -49,7 +49,7 @@ class MethodSettings(BaseModel):
     schedule: Literal["constant", "cosine"] = "constant"
     max_gradient_norm: Positive = 1.0
     ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
-    parameters: str = Field("*", description="glob of the parameter names to train, cross-attention, or lora")
+    parameters: str = Field("*", description="glob of names to train, (not-)cross-attention, or lora")
     lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")

@@ -1,4 +1,4 @@
-"""Which parameters are trained: a glob over their names, a part that many ask for by name, or a LoRA beside them."""
+"""Which parameters are trained: a glob over their names, a part that has a name, all but this part, or a LoRA."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ __all__ = ["LORA", "PARTS", "chosen_names", "trained_copy"]
 
 # attn2 is diffusers' name of the attention between picture and text in a transformer block.
 PARTS = {"cross-attention": "*.attn2.*"}
+NOT = "not-"
 LORA = "lora"
 
 
 def chosen_names(network: nn.Module, pattern: str) -> set[str]:
-    """The parameters that ``pattern`` matches. Raises `VduError` where that is nothing."""
+    """The parameters that ``pattern`` matches: a glob, one of `PARTS`, or ``not-`` such a part for all others.
+
+    Raises `VduError` where that is nothing.
+    """
     names = [name for name, _ in network.named_parameters()]
-    chosen = set(fnmatch.filter(names, PARTS.get(pattern, pattern)))
+    part = PARTS.get(pattern.removeprefix(NOT))
+    chosen = set(fnmatch.filter(names, part or pattern))
+    if part and pattern.startswith(NOT):
+        chosen = set(names) - chosen
     if not chosen:
         raise VduError(f"no parameter matches {pattern!r}: names look like {names[0]!r}")
     return chosen

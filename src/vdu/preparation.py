@@ -1,7 +1,8 @@
-"""What a method may ask for before it starts, made once and only on demand: own samples, banks, c and π, ρ, ε_f."""
+"""What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,6 +53,42 @@ class Preparation:
             precision=self.precision,
         )
         return Clean(x_0, self.backbone.sample_conditions(self.own_count))
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What to forget in words, each once. Raises `VduError` where the model takes no text or none was given."""
+        if self.backbone.prompts is None:
+            raise VduError("this method needs a model that takes text: choose another --method")
+        concepts = tuple(dict.fromkeys(text for text in self.backbone.prompts.forget if text.strip()))
+        if not concepts:
+            raise VduError("this method needs the concept in words: give --prompt TEXT")
+        return concepts
+
+    @property
+    def kept_prompts(self) -> tuple[str, ...]:
+        """Neutral prompts that do not name a concept."""
+        return self.backbone.prompts.kept if self.backbone.prompts else ("",)
+
+    def numbers_of(self, texts: Sequence[str]) -> Tensor:
+        """``c`` ``(N,)`` of ``texts``. Raises `VduError` where the model takes no text."""
+        numbers = self.backbone.condition(texts)
+        if numbers is None:
+            raise VduError("this method needs a model that takes text: choose another --method")
+        return numbers
+
+    def samples_of(self, texts: Sequence[str], count: int) -> Clean:
+        """``count`` samples of the original model, asked with ``texts`` in turn; not kept."""
+        asked = self.numbers_of([texts[i % len(texts)] for i in range(count)])
+        x_0 = sample(
+            self.backbone,
+            self.backbone.network,
+            count,
+            self.seed + 2,
+            steps=self.own_sampler_steps,
+            precision=self.precision,
+            conditions=asked,
+        )
+        return Clean(x_0, asked)
 
     @cached_property
     def forget_bank(self) -> NoisedBank:

@@ -33,6 +33,12 @@ class Prompts:
         if not self.neutral:
             raise VduError("no neutral prompt: give at least one, or leave them out for the empty prompt")
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Neutral prompts that name none of those to forget; the empty one where none is left."""
+        named = [prompt.casefold() for prompt in self.forget if prompt]
+        return tuple(p for p in self.neutral if not any(name in p.casefold() for name in named)) or ("",)
+
     def of_sample(self, number: int) -> str:
         """The prompt of sample ``number``: it depends on the number only, so that models can be paired."""
         if not self.forget:

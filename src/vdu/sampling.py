@@ -30,10 +30,12 @@ def sample(
     steps: int = DEFAULT_STEPS,
     batch_size: int = 128,
     precision: str = "fp32",
+    conditions: Tensor | None = None,
 ) -> Tensor:
     """``count`` samples ``x_0`` ``(N, *latent_shape)`` on the CPU in ``steps`` solver steps.
 
-    A text-to-image model is asked with `Backbone.sample_conditions`; `Backbone.decode` makes pictures of them.
+    A text-to-image model is asked with ``conditions`` ``(count,)``, by default `Backbone.sample_conditions`;
+    `Backbone.decode` makes pictures of them.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -42,9 +44,11 @@ def sample(
     samples = []
     for first in range(0, count, batch_size):
         noise = initial_noise(backbone.latent_shape, min(batch_size, count - first), seed, first).to(device)
-        c = backbone.sample_conditions(len(noise), first)
+        asked = backbone.sample_conditions(len(noise), first)
+        if conditions is not None:
+            asked = conditions[first : first + len(noise)]
         with autocast(network, precision):
             generators = [generator(seed, "path", first + i) for i in range(len(noise))]
-            samples.append(backbone.denoise(network, noise, steps, generators, c).float().cpu())
+            samples.append(backbone.denoise(network, noise, steps, generators, asked).float().cpu())
     network.train(training)
     return torch.cat(samples).clone()

@@ -156,7 +156,9 @@ def unlearn(
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     shipped = zoo.posterior if zoo and zoo.posterior.is_file() else None
     prior = shipped if posterior is None else posterior
-    check_needs(chosen, {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior})
+    words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
+    given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior, "prompt": words}
+    check_needs(chosen, given)
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     inputs = read_inputs(
         backbone,

@@ -92,6 +92,11 @@ class StableDiffusionBackbone(Backbone):
             self._number |= {text: start + i for i, text in enumerate(new)}
         return torch.tensor([self._number[text] for text in texts])
 
+    def states_of(self, texts: Sequence[str]) -> Tensor:
+        """What the U-Net's cross-attention reads of ``texts``: ``(N, L, D)``, without gradients."""
+        numbers = self.condition(texts)
+        return self._encodings[0][numbers]
+
     def _check_words(self, text: str) -> None:
         tokenizers = [getattr(self.pipeline, tokenizer) for tokenizer, _ in self.text_parts]
         unknown = (

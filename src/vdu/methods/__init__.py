@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from vdu.errors import VduError, nearest
 from vdu.methods import (
     capped_ascent,
+    concept_ablation,
     erasediff,
     esd,
+    esd_prompt,
     finetune,
     gradient_ascent,
     guided,
@@ -18,6 +20,7 @@ from vdu.methods import (
     salun,
     selective_amnesia,
     siss,
+    uce,
     vdu_bayes,
     vdu_paper,
 )
@@ -41,6 +44,9 @@ METHODS: dict[str, Method] = {
         erasediff.METHOD,
         siss.METHOD,
         retrack.METHOD,
+        esd_prompt.METHOD,
+        uce.METHOD,
+        concept_ablation.METHOD,
     )
 }
 

@@ -5,7 +5,9 @@
 Fan et al., arXiv 2310.12508. Changed for an unconditional model, which has no class label to swap: the label of a
 denoiser is its clean image, so ``relabel`` teaches at a noised forget image the clean image of a random retained one
 (`AnotherImage`); ``ascent`` is the published variant A = −‖y − f_θ‖², which needs no labels. α is for means over
-dimensions; α = 3 stands for the published 10⁻³ beside a sum over dimensions.
+dimensions; α = 3 stands for the published 10⁻³ beside a sum over dimensions. With text, where forget images and images
+to keep have prompts that differ, ``relabel`` is the published form: at a noised forget image asked with its own prompt
+the network is taught what it says to a prompt of D_r (`AnotherPrompt`; published there: α = .1, rate 10⁻⁵).
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vdu.another_prompt import AnotherPrompt
+from vdu.backbone import Backbone
 from vdu.denoising import Denoising
+from vdu.noising import Clean
 from vdu.objective import Count, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.plasticity import Ascent, Term
 from vdu.preparation import Preparation
@@ -48,11 +53,20 @@ class _Masked(Objective):
             self.mask.apply()
 
 
+def _relabelling(backbone: Backbone, forget: Clean, retain: Clean) -> Term:
+    """By prompts where they tell what is to be forgotten from what is to be kept, else by images."""
+    if forget.c is not None and retain.c is not None and forget.c.all():
+        others = retain.c[~torch.isin(retain.c, forget.c)]
+        if len(others):
+            return AnotherPrompt(backbone, forget, others, own="asked")
+    return AnotherImage(backbone, forget, one_of(retain))
+
+
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """The mask is computed here, at θ*, from the seed."""
     backbone, forget, retain = preparation.backbone, preparation.forget, preparation.retain
     relabel = settings.forgetting == "relabel"
-    forgetting: Term = AnotherImage(backbone, forget, one_of(retain)) if relabel else Ascent(backbone, forget)
+    forgetting = _relabelling(backbone, forget, retain) if relabel else Ascent(backbone, forget)
     keeping = Denoising(backbone, retain)
 
     def loss(network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
