@@ -75,7 +75,7 @@ def zoo(tmp_path, monkeypatch):
     write_classifier(folder / "object-classifier", OBJECTS, 1)
     (folder / "prompts.csv").write_text(PROMPTS)
     (folder / "neutral.txt").write_text("a red\na blue\n")
-    (folder / "provenance.json").write_text("{}")
+    (folder / "provenance.json").write_text('{"guidance_scale": 3.0}')
     for number, name in enumerate((*STYLES, *OBJECTS)):
         (folder / "forget" / name).mkdir(parents=True)
         for i in range(3):

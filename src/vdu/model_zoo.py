@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vdu.concept_prompts import DOMAINS
+from vdu.prompts import Prompts, read_prompts
 
 __all__ = ["ZooModel", "find_zoo_model", "zoo_models"]
 
@@ -71,6 +72,13 @@ class ZooModel:
     @property
     def neutral_prompts(self) -> Path:
         return self.folder / "neutral.txt"
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """What a text-to-image model is asked with unless something else is said; None for another."""
+        if not self.neutral_prompts.is_file():
+            return None
+        return Prompts(read_prompts(self.neutral_prompts), guidance_scale=self.provenance["guidance_scale"])
 
     @property
     def _names_by_domain(self) -> list[list[str]]:

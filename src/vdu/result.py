@@ -19,9 +19,10 @@ from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
 from vdu.low_rank import write_lora
+from vdu.model_zoo import ZooModel
 from vdu.parameters import LORA
 
-__all__ = ["Result", "check_form", "most_seen_class"]
+__all__ = ["Result", "check_form", "most_seen_class", "shipped_detector"]
 
 PREVIEW_IMAGES = 48
 FORMS = ("pipeline", "delta", "lora")
@@ -136,3 +137,18 @@ def most_seen_class(detector: Detector, forget: ImageSet) -> str:
     if int(counts.max()) * 2 <= len(predicted):
         raise VduError("the detector sees no class in most forget images: name the class with --target")
     return detector.class_names[int(counts.argmax())]
+
+
+def shipped_detector(zoo: ZooModel, forget: ImageSet, target: str | None = None) -> Detector:
+    """The classifier that comes with a shipped model; of several, the one that has ``target``, or else the one that
+    sees one and the same class in most forget images."""
+    folders = list(zoo.concept_classifiers.values()) or [zoo.classifier]
+    judges = [judge for folder in folders if target in (judge := load_detector(folder)).class_names or target is None]
+    if not judges:
+        raise VduError(f"no detector of {zoo.name} has a class {target!r}: {nearest(str(target), zoo.class_names)}")
+
+    def largest(judge: Detector) -> int:
+        predicted = judge(forget.images).predicted
+        return int(torch.bincount(predicted[predicted >= 0], minlength=1).max())
+
+    return max(judges, key=largest)

@@ -10,12 +10,13 @@ families of the same layout do otherwise is in the class attributes and the unde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from vdu.backbone.contract import Backbone, float32_copy, placed
@@ -24,6 +25,7 @@ from vdu.prompts import Prompts
 
 __all__ = ["StableDiffusionBackbone"]
 
+FEW_POSITIONS = 256
 LATENT_PIXELS = 8 * 64 * 64  # through the U-Net at once: eight pictures of 512 × 512
 
 
@@ -75,6 +77,15 @@ class StableDiffusionBackbone(Backbone):
         if config.cross_attention_dim != width:
             said = f"the U-Net's text is {config.cross_attention_dim} wide, the text encoder's is {width}"
             raise VduError(f"{said}: their checkpoints are of different families")
+
+    def trainable_copy(self, gradient_checkpointing: bool = False, trained: Collection[str] | None = None) -> nn.Module:
+        network: Any = super().trainable_copy(gradient_checkpointing, trained)
+        _, height, width = self.latent_shape
+        if self.device.type == "cpu" and height * width <= FEW_POSITIONS:
+            # torch's fused attention takes twice as long backwards there.
+            network.set_attn_processor(AttnProcessor())
+        copied: nn.Module = network
+        return copied
 
     def sample_from(self, prompts: Prompts) -> None:
         self.condition([*prompts.neutral, *prompts.forget])

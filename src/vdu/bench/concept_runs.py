@@ -18,8 +18,12 @@ from vdu.concept_prompts import ConceptPrompt, asking_for, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.detector import load_detector
 from vdu.grids import before_after
+from vdu.methods import find_method
+from vdu.noising import Clean
+from vdu.posterior import Posterior, from_fisher
 from vdu.prompts import Prompts, read_prompts
 from vdu.result import Result
+from vdu.sampling import sample
 from vdu.unlearning import unlearn
 
 __all__ = ["ConceptRuns"]
@@ -28,6 +32,7 @@ WHOLE = ("ua", "ira", "cra", "ua_paraphrase", "ua_attack")  # with their interva
 PARTS = ("ua_none", "ua_other", "cra_target")
 ORIGINAL = ("ua", "ua_none", "ira", "cra", "cra_target", "ua_paraphrase")
 ATTACK = ("success_without", "success_added", "success_either", "random_added")
+FISHER_SAMPLES = 256
 GRID_PROMPTS, GRID_SEEDS = 6, 2
 
 
@@ -41,6 +46,7 @@ class ConceptRuns:
         classes = {domain: detector.class_names for domain, detector in self.judge.detectors.items()}
         self.prompts = read_concept_prompts(self.zoo.concept_prompts, classes)
         self.neutral = read_prompts(self.zoo.neutral_prompts)
+        self._posterior: Posterior | None = None
         self._known: dict[int, dict[tuple[ConceptPrompt, ...], Drawn]] = {}
 
     def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
@@ -58,10 +64,21 @@ class ConceptRuns:
             run.arm.method,
             retain=kept,
             settings=run.arm.settings,
+            posterior=self._prior() if "posterior" in find_method(run.arm.method).settings.needs else None,
             share=run.arm.share,
             prompts=Prompts(self.neutral, forget, self.plan.guidance_scale),
             seed=run.seed,
         )
+
+    def _prior(self) -> Posterior | None:
+        """The shipped posterior (None stands for it), or the Fisher information of the model's own samples."""
+        if self._posterior is None and not self.zoo.posterior.is_file():
+            backbone = load_backbone(self.zoo.pipeline, self.zoo.prompts)
+            own = Clean(
+                sample(backbone, backbone.network, FISHER_SAMPLES, 0), backbone.sample_conditions(FISHER_SAMPLES)
+            )
+            self._posterior = from_fisher(backbone, own)
+        return self._posterior
 
     def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
         """Figures, and the grid of some prompts with the target and some without."""

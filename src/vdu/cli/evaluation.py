@@ -60,7 +60,7 @@ def evaluate(
     if out:
         refuse_existing(out, overwrite)
     sampler = Sampler(sampler_steps, precision, seed, samples)
-    asked = make_prompts(None, prompts, guidance_scale)
+    asked = make_prompts(original, None, prompts, guidance_scale)
     first, second = open_model(original, asked, config), open_model(unlearned, asked)
     evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,17 +56,23 @@ def quiet() -> None:
             logging.set_verbosity_error()
 
 
-def make_prompts(prompt: str | None, neutral: Path | None, guidance_scale: float | None) -> Prompts | None:
-    """What the options say; None where none of them was given."""
-    from vdu.prompts import DEFAULT_GUIDANCE_SCALE, Prompts, read_prompts
+def make_prompts(model: str, prompt: str | None, neutral: Path | None, guidance_scale: float | None) -> Prompts | None:
+    """What the options say, over what a shipped model is asked with; None where there is neither."""
+    from dataclasses import replace
 
-    if prompt is None and neutral is None and guidance_scale is None:
-        return None
-    return Prompts(
-        neutral=read_prompts(neutral) if neutral else ("",),
-        forget=() if prompt is None else (prompt,),
-        guidance_scale=DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
-    )
+    from vdu.model_zoo import find_zoo_model
+    from vdu.prompts import Prompts, read_prompts
+
+    zoo = find_zoo_model(model)
+    shipped = zoo.prompts if zoo else None
+    said: dict[str, Any] = {}
+    if prompt is not None:
+        said["forget"] = (prompt,)
+    if neutral is not None:
+        said["neutral"] = read_prompts(neutral)
+    if guidance_scale is not None:
+        said["guidance_scale"] = guidance_scale
+    return replace(shipped or Prompts(), **said) if said else shipped
 
 
 def open_model(name: str, prompts: Prompts | None = None, config: Path | None = None) -> Backbone:

@@ -43,7 +43,7 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Write a grid of samples."""
-    backbone = open_model(model, make_prompts(None, prompts, guidance_scale), config)
+    backbone = open_model(model, make_prompts(model, None, prompts, guidance_scale), config)
     from vdu.checkpoint import replacing
     from vdu.grids import image_grid
     from vdu.sampling import sample as draw

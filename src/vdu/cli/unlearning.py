@@ -71,19 +71,19 @@ def _yardstick(
     from vdu.image_set import load_image_set
     from vdu.model_zoo import find_zoo_model
     from vdu.reference import load_reference
-    from vdu.result import most_seen_class
+    from vdu.result import most_seen_class, shipped_detector
 
     zoo = find_zoo_model(model)
     images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
-    source = detector or (str(zoo.classifier) if zoo and zoo.classifier.is_dir() else None)
-    if source is None:
+    judge = load_detector(detector) if detector else (shipped_detector(zoo, images, target) if zoo else None)
+    if judge is None:
         for name, value in (("--target", target), ("--reference", reference)):
             if value is not None:
                 raise VduError(f"{name} needs a detector: give --detector too")
         return Yardstick(None, None, None)
-    judge = load_detector(source)
     name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
-    path = reference or (zoo.reference if zoo and not detector else None)
+    shipped = zoo.reference if zoo and not detector and zoo.reference.is_file() else None
+    path = reference or shipped
     return Yardstick(judge, name, load_reference(path, judge, backbone.shape) if path else None)
 
 
@@ -152,7 +152,7 @@ def unlearn_command(
     settings = make_settings(find_method(method), values)
     check_form(save, settings.parameters)
     refuse_existing(out, overwrite, folder=True)
-    prompts = make_prompts(prompt, neutral_prompts, guidance_scale)
+    prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts, config)
     check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)

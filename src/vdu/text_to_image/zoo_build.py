@@ -90,6 +90,7 @@ def build_text_to_image_zoo(run: Path, data: Path, out: Path, provenance: dict[s
             "model_sha256": weights_sha256(load_backbone(beside / "pipeline").network),
             "judges": cards,
             "forget_images": f"at most {FORGET_IMAGES} of each style and kind, none of {SHARE_ALIKE} (share-alike)",
+            "guidance_scale": GUIDANCE_SCALE,
             "licences": LICENCES,
             "quality": [_quality(beside, steps) for steps in (12, 25)],
             "versions": package_versions(),
