@@ -12,6 +12,7 @@ from vdu import VduError
 from vdu.checkpoint import save_state
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
+from vdu.text_to_image.recipe import is_text_recipe
 from vdu.training import RECIPES, Recipe, checkpoint_steps, read_recipe, train
 
 
@@ -97,7 +98,7 @@ def test_an_option_left_at_its_default_keeps_the_hash_of_a_recipe():
     assert Recipe.model_validate(shipped["recipe"]).sha256() == shipped["recipe_sha256"]
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
+@pytest.mark.parametrize("name", [p.stem for p in sorted(RECIPES.glob("*.toml")) if not is_text_recipe(p.stem)])
 def test_shipped_recipes_make_a_network(name):
     recipe = read_recipe(name)
     network = UNet2DModel(**recipe.unet)
