@@ -30,7 +30,7 @@ __all__ = ["build_text_to_image_zoo"]
 
 FORGET_IMAGES = 50
 SHARE_ALIKE = "openmoji"
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 3.0
 
 
 def _write_half_precision(source: Path, out: Path) -> None:
