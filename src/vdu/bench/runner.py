@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.utils import logging
 from PIL import Image
 
 from vdu.bench.class_runs import ClassRuns
@@ -25,6 +24,7 @@ from vdu.checkpoint import replacing
 from vdu.errors import VduError
 from vdu.methods import find_method
 from vdu.model_zoo import ZooModel
+from vdu.quiet import quiet
 from vdu.result import Result
 
 __all__ = ["run_suite"]
@@ -82,8 +82,7 @@ _runs_of_process: list[Runs] = []
 def _start(suite: Suite, threads: int) -> None:
     """Prepare a worker process."""
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet()
     _runs_of_process[:] = [ClassRuns(suite) if suite.concept is None else ConceptRuns(suite, suite.concept)]
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: arguments, quiet libraries, a model by zoo name, folder or hub id."""
+"""What several commands share: arguments, a model by zoo name, folder or hub id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ __all__ = [
     "make_app",
     "make_prompts",
     "open_model",
-    "quiet",
 ]
 
 Model = Annotated[str, typer.Argument(help="pipeline folder, .safetensors checkpoint, zoo name or hub id")]
@@ -34,7 +33,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output
 Seed = Annotated[int, typer.Option(help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16 or fp32")]
 PromptsFile = Annotated[Path | None, typer.Option(help="text-to-image: what to ask samples with, one prompt a line")]
-GuidanceScale = Annotated[float | None, typer.Option(help="text-to-image: guidance when sampling; default: 7.5")]
+GuidanceScale = Annotated[
+    float | None, typer.Option(help="text-to-image: guidance when sampling; default: 7.5, or the shipped model's own")
+]
 
 
 def make_app(help_: str) -> typer.Typer:
@@ -42,18 +43,6 @@ def make_app(help_: str) -> typer.Typer:
     return typer.Typer(
         help=help_, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
     )
-
-
-def quiet() -> None:
-    """No progress bars and advice of other libraries between our own lines."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    for name in ("diffusers", "transformers"):
-        if find_spec(name):
-            logging = import_module(f"{name}.utils.logging")
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
 
 
 def make_prompts(model: str, prompt: str | None, neutral: Path | None, guidance_scale: float | None) -> Prompts | None:
@@ -77,9 +66,11 @@ def make_prompts(model: str, prompt: str | None, neutral: Path | None, guidance_
 
 def open_model(name: str, prompts: Prompts | None = None, config: Path | None = None) -> Backbone:
     """The backbone of a zoo name, pipeline folder, checkpoint file or hub id."""
-    quiet()
     from vdu.backbone import load_backbone
     from vdu.model_zoo import find_zoo_model
+    from vdu.quiet import quiet
+
+    quiet()
 
     zoo = find_zoo_model(name)
     return load_backbone(zoo.pipeline if zoo else name, prompts, config)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import Config, GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model, quiet
+from vdu.cli.options import Config, GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model
+from vdu.quiet import quiet
 
 __all__ = ["sample", "train"]
 

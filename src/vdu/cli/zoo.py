@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import make_app, quiet
+from vdu.cli.options import make_app
+from vdu.quiet import quiet
 
 __all__ = ["app"]
 
