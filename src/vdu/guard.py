@@ -134,5 +134,6 @@ class Guard:
         change = float((images - self.original).pow(2).mean().sqrt())
         rise = max(0.0, none - self.none_share)
         score = forget + max(0.0, rise - TOLERATED_NONE_RISE) + max(0.0, 1 - TOLERATED_DIVERSITY_LOSS - diversity)
-        broken = rise > LARGEST_NONE_RISE or diversity < SMALLEST_DIVERSITY
+        # What was undesired may become something that the model did not make before.
+        broken = rise > max(LARGEST_NONE_RISE, self.forget_share) or diversity < SMALLEST_DIVERSITY
         return Check(step, forget, none, diversity, change, score, broken)
