@@ -187,7 +187,8 @@ def test_the_zoo_folder_has_judges_prompts_and_images_that_may_be_passed_on(run,
     assert not list((out / "forget").glob("**/openmoji*"))
     assert set(provenance["judges"]) == {"style", "object"}
     assert 0 <= provenance["quality"][0]["style_agreement_percent"] <= 100
-    assert StableDiffusionPipeline.from_pretrained(out / "pipeline").unet.dtype == torch.float32
+    pipeline = StableDiffusionPipeline.from_pretrained(out / "pipeline")
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
 
 
 def test_the_command_line_knows_which_recipes_are_of_text_to_image_models():
