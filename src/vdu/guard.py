@@ -134,6 +134,6 @@ class Guard:
         change = float((images - self.original).pow(2).mean().sqrt())
         rise = max(0.0, none - self.none_share)
         score = forget + max(0.0, rise - TOLERATED_NONE_RISE) + max(0.0, 1 - TOLERATED_DIVERSITY_LOSS - diversity)
-        # What was undesired may become something that the model did not make before.
-        broken = rise > max(LARGEST_NONE_RISE, self.forget_share) or diversity < SMALLEST_DIVERSITY
+        # What was undesired may become something that the model did not make before, but not most of all samples.
+        broken = rise > max(LARGEST_NONE_RISE, min(self.forget_share, 0.5)) or diversity < SMALLEST_DIVERSITY
         return Check(step, forget, none, diversity, change, score, broken)
