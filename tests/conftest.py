@@ -1,6 +1,7 @@
 """Real diffusers classes at a tiny size."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -85,3 +86,16 @@ def interrupted_after_state(monkeypatch):
         patch.setattr(vdu.loop, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+@pytest.fixture
+def runs_in_this_process(monkeypatch):
+    """Runs of a suite are not made in processes of their own, which would not see what a test has put in place."""
+
+    def in_process(_jobs, _context, initializer, arguments):
+        threads = torch.get_num_threads()
+        initializer(*arguments)
+        torch.set_num_threads(threads)
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr("vdu.bench.runner.ProcessPoolExecutor", in_process)

@@ -144,7 +144,7 @@ def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
     bad.write_text(
         'model = "mnist"\ntargets = ["x"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n[methods.ga]\nmethod = "ga"\n'
     )
-    with pytest.raises(VduError, match="no forget images of class 'x'"):
+    with pytest.raises(VduError, match="mnist knows no class 'x'"):
         read_suite(str(bad))
 
 

@@ -1,7 +1,6 @@
 """A suite of concepts from end to end: a tiny random Stable Diffusion in a zoo folder, both judges, table, grid."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -85,16 +84,8 @@ def zoo(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def suite(zoo, tmp_path, monkeypatch):
+def suite(zoo, tmp_path, runs_in_this_process):
     """The path of a suite whose runs are made in this process, where the zoo is the one above."""
-
-    def in_process(_jobs, _context, initializer, arguments):
-        threads = torch.get_num_threads()
-        initializer(*arguments)
-        torch.set_num_threads(threads)
-        return ThreadPoolExecutor(1)
-
-    monkeypatch.setattr("vdu.bench.runner.ProcessPoolExecutor", in_process)
     path = tmp_path / "some.toml"
     path.write_text(TOML)
     return path
@@ -193,7 +184,7 @@ def test_a_shipped_model_without_the_one_classifier_is_unlearned_without_figures
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"noto"', '"nota"', "no forget images of class 'nota'"),
+        ('"noto"', '"nota"', "tiny knows no class 'nota': did you mean 'noto'"),
         ("sampler_steps = 2", "sampler_steps = 2\nsamples = 100", "not both"),
         ("{target}", "style", "String should match pattern"),
         ('prompt = "concept"', 'prompt = "words"', "Input should be 'none' or 'concept'"),

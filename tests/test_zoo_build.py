@@ -1,5 +1,6 @@
 """A zoo folder from a finished run: images are shipped only where the corpus may be passed on."""
 
+import json
 import sys
 
 import numpy as np
@@ -8,9 +9,13 @@ import torch
 from PIL import Image
 
 import vdu.zoo_build
+from vdu.bench.runner import run_suite
+from vdu.bench.suite import read_suite
 from vdu.cli import main
 from vdu.corpora import Corpus
+from vdu.errors import VduError
 from vdu.evaluation import Sampler
+from vdu.forget_folder import prepare_forget_folder
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
 from vdu.training import Recipe, read_recipe, train
@@ -48,7 +53,7 @@ def recipe():
     return Recipe(name="tiny", corpus="cifar10", unet=unet, noise=noise, training=settings, classifier=classifier)
 
 
-def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsys):
+def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsys, runs_in_this_process):
     monkeypatch.setattr(vdu.zoo_build, "Sampler", lambda steps: Sampler(steps=2, count=4))
     fit = vdu.zoo_build.train_classifier
     monkeypatch.setattr(vdu.zoo_build, "train_classifier", lambda *a: fit(*a, batch_size=4))
@@ -67,6 +72,28 @@ def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsy
         main()
     assert not left.value.code, capsys.readouterr().err
     assert len(load_image_set(tmp_path / "forget", (3, 16, 16))) == 2
+    _check_own_images(data, tmp_path)
+
+
+def _check_own_images(data, tmp_path):
+    """A suite of a model without shipped images says how to make them, and runs on the user's."""
+    suite = tmp_path / "tiny-suite.toml"
+    suite.write_text(
+        'model = "tiny"\ntargets = ["dog"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n'
+        '[methods.finetune]\nmethod = "finetune"\nsettings = {steps = 1, batch_size = 2, guard_every_steps = 0}\n'
+    )
+    with pytest.raises(VduError, match=r"no forget images of class dog.*vdu data prepare.*--forget FORGET"):
+        read_suite(str(suite))
+    with pytest.raises(VduError, match="no PNG file in"):
+        read_suite(str(suite), tmp_path / "forget")
+    prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
+    assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
+    said = []
+    run_suite(read_suite(str(suite), tmp_path / "by-class"), tmp_path / "results", None, 1, said.append)
+    result = json.loads((tmp_path / "results" / "tiny-suite" / "finetune-dog-0.json").read_text())
+    assert result["status"] == "done", said
+    assert result["unlearning"]["forget"]["source"] == "own:tiny/forget/dog"
+    assert str(tmp_path) not in json.dumps(result)
 
 
 def test_images_that_may_be_passed_on_are_shipped_by_class(tmp_path):

@@ -22,6 +22,7 @@ from vdu.checkpoint import replacing
 from vdu.corpora import Corpus
 from vdu.errors import VduError
 from vdu.feature_classifier import FeatureClassifier
+from vdu.precision import autocast
 from vdu.residual_classifier import ResidualClassifier
 from vdu.seeding import generator
 
@@ -48,6 +49,7 @@ class ClassifierSettings(BaseModel):
     epochs: int = 6
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes of training
     weights: Literal["fp32", "fp16"] = "fp32"  # in which it is stored; what is measured is what is stored
 
 
@@ -102,11 +104,16 @@ def _fit(model: nn.Module, train: Corpus, settings: ClassifierSettings, batch_si
     steps = settings.epochs * (len(train.images) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=steps)
+    # A CPU's bfloat16 convolutions are twice as fast channels last; in single precision the order is left as it is.
+    layout = torch.channels_last if settings.precision == "bf16" else torch.contiguous_format
+    model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave it out
     for step in range(steps):
         g = generator(seed, "classifier", step)
         index = torch.randint(len(train.images), (batch_size,), generator=g)
         x = _augmented(train.images[index].float() / 127.5 - 1, g, train.mirror_keeps_class)
-        loss = nn.functional.cross_entropy(model(x)[0], train.labels[index], label_smoothing=0.02)
+        with autocast(model, settings.precision):
+            logits = model(x.contiguous(memory_format=layout))[0]
+        loss = nn.functional.cross_entropy(logits.float(), train.labels[index], label_smoothing=0.02)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

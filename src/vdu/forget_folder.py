@@ -1,4 +1,4 @@
-"""A forget folder from the user's own copy of a corpus: the first images of one class, as PNG, with their provenance.
+"""Forget folders from the user's own copy of a corpus: the first images of a class, as PNG, with their provenance.
 
 For corpora whose images may not be shipped with a model; the same copy gives the same files.
 """
@@ -34,10 +34,26 @@ def write_class_images(corpus: Corpus, class_name: str, count: int, folder: Path
     return numbers
 
 
+def _write(corpus: Corpus, class_name: str, count: int, folder: Path) -> dict[str, Any]:
+    numbers = write_class_images(corpus, class_name, count, folder)
+    provenance = {
+        "corpus": corpus.name,
+        "split": "train",
+        "class": class_name,
+        "images": len(numbers),
+        "numbers": numbers,
+        "shape": list(corpus.images.shape[1:]),
+        "data_sha256": corpus.sha256,
+        "redistributable": corpus.redistributable,
+    }
+    (folder / PROVENANCE_FILE).write_text(json.dumps(provenance) + "\n")
+    return provenance
+
+
 def prepare_forget_folder(
     corpus_name: str,
     data: Path,
-    class_name: str,
+    class_name: str | None,
     out: Path,
     *,
     count: int = FORGET_IMAGES,
@@ -46,27 +62,19 @@ def prepare_forget_folder(
 ) -> dict[str, Any]:
     """Write the folder ``out``: ``count`` PNG files and ``provenance.json``, whose content is returned.
 
+    Without a ``class_name`` there is such a folder for each class in ``out``; the last one's provenance is returned.
     ``size``: side in pixels, a divisor of the corpus' own; for models that were trained at less. Raises `VduError` for
     an unknown corpus or class, unusable files, more images than there are, and an ``out`` that exists.
     """
     refuse_existing(out, overwrite, folder=True)
     corpus = load_corpus(corpus_name, data)
-    available = len(corpus.of_class(class_name))
-    if not 1 <= count <= available:
-        raise VduError(f"{corpus_name} has {available} training images of {class_name}: give --count 1 to {available}")
+    names = corpus.class_names if class_name is None else (class_name,)
+    for name in names:
+        available = len(corpus.of_class(name))
+        if not 1 <= count <= available:
+            raise VduError(f"{corpus_name} has {available} training images of {name}: give --count 1 to {available}")
     if size is not None:
         corpus = corpus.resized(size)
     with replacing(out) as beside:
-        numbers = write_class_images(corpus, class_name, count, beside)
-        provenance = {
-            "corpus": corpus_name,
-            "split": "train",
-            "class": class_name,
-            "images": len(numbers),
-            "numbers": numbers,
-            "shape": list(corpus.images.shape[1:]),
-            "data_sha256": corpus.sha256,
-            "redistributable": corpus.redistributable,
-        }
-        (beside / PROVENANCE_FILE).write_text(json.dumps(provenance) + "\n")
-    return provenance
+        written = [_write(corpus, name, count, beside / name if class_name is None else beside) for name in names]
+    return written[-1]

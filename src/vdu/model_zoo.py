@@ -29,9 +29,10 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """Paths of one shipped model."""
+    """Paths of one shipped model; ``images``: where the user has those of its corpus, by class, if not shipped."""
 
     folder: Path
+    images: Path | None = None
 
     @property
     def name(self) -> str:
@@ -98,16 +99,16 @@ class ZooModel:
         return said
 
     def forget(self, class_name: str) -> Path:
-        """The folder of shipped forget images of one class."""
-        return self.folder / "forget" / class_name
+        """The folder of forget images of one class."""
+        return (self.images or self.folder / "forget") / class_name
 
     def retain(self, class_name: str) -> list[Path]:
-        """The shipped images of all other classes: a small retain set for the methods that need one.
+        """The images of all other classes: a small retain set for the methods that need one.
 
         Of the same domain where there are several: a fruit may be in the very style that is to go.
         """
         known = next((names for names in self._names_by_domain if class_name in names), [])
-        others = (self.folder / "forget" / name for name in sorted(known) if name != class_name)
+        others = (self.forget(name) for name in sorted(known) if name != class_name)
         return [image for folder in others for image in sorted(folder.glob("*.png"))]
 
 

@@ -57,6 +57,14 @@ def _forget_images(corpus: Corpus, folder: Path) -> str:
     return f"the first {FORGET_IMAGES} training images of each class; the name is the image's number"
 
 
+def _classifier(recipe: Recipe, train: Corpus, test: Corpus, run: Path) -> Path:
+    """The judge's folder in the run folder; trained where it is not there yet."""
+    folder = run / "classifier"
+    if not folder.is_dir():
+        save_classifier(*train_classifier(train, test, recipe.classifier), folder)
+    return folder
+
+
 def _quality(folder: Path, sampler: Sampler) -> dict[str, Any]:
     backbone, detector = load_backbone(folder / "pipeline"), load_detector(folder / "classifier")
     images = sampler.draw(backbone)
@@ -88,7 +96,7 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         backbone = load_backbone(beside / "pipeline")
         posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
         posterior.save(beside / "posterior.safetensors", torch.bfloat16)
-        save_classifier(*train_classifier(train, test, recipe.classifier), beside / "classifier")
+        shutil.copytree(_classifier(recipe, train, test, run), beside / "classifier")
         detector = load_detector(beside / "classifier")
         features = detector(test.images.float() / 127.5 - 1).features
         assert features is not None

@@ -51,12 +51,13 @@ def _heading(run: Run) -> dict[str, Any]:
 
 
 def _source(zoo: ZooModel, record: dict[str, Any], target: str) -> dict[str, Any]:
-    """The record without its steps, and with the shipped folders' names in place of paths."""
+    """The record without its steps, and with names in place of paths: ``own:`` where the images are the user's."""
+    whose = "zoo" if zoo.images is None else "own"
     record = {key: value for key, value in record.items() if key != "history"}
     for key, said in (("forget", target), ("retain", f"without {target}")):
         if record[key]:
             between = "/" if key == "forget" else " "
-            record[key] = record[key] | {"source": f"zoo:{zoo.name}/forget{between}{said}"}
+            record[key] = record[key] | {"source": f"{whose}:{zoo.name}/forget{between}{said}"}
     return record
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class ConceptPlan(BaseModel):
 
 
 class Suite(BaseModel):
-    """What to run. ``model`` is a zoo name."""
+    """What to run. ``model`` is a zoo name; ``forget`` a folder of images by class where it ships none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -65,6 +65,7 @@ class Suite(BaseModel):
     concept: ConceptPlan | None = None
     sampler_steps: int = Field(ge=1)
     methods: dict[str, Arm]
+    forget: Path | None = None
 
     def runs(self) -> Iterator[Run]:
         """All runs, seed by seed, so that an unfinished suite has every target once before any twice."""
@@ -89,14 +90,17 @@ class Run:
         return 1000 + self.seed
 
 
-def read_suite(name: str) -> Suite:
-    """A shipped suite by name or a TOML file by path. Raises `VduError` for unknown names, settings and classes."""
+def read_suite(name: str, forget: Path | None = None) -> Suite:
+    """A shipped suite by name or a TOML file by path; ``forget`` as of `Suite`.
+
+    Raises `VduError` for unknown names, settings and classes, and where there are no forget images.
+    """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
         known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost", "memory-sd15"]
         raise VduError(f"no suite {name!r}: {nearest(name, known)}; or give a .toml file")
     try:
-        suite = Suite(name=path.stem, **tomllib.loads(path.read_text()))
+        suite = Suite.model_validate(tomllib.loads(path.read_text()) | {"name": path.stem, "forget": forget})
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
     for arm in suite.methods.values():
@@ -116,16 +120,25 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
     if suite.concept is None and any(arm.prompt != "none" for arm in suite.methods.values()):
         raise VduError(f"{said} the model {zoo.name} takes no prompts: leave prompt out")
     for target in suite.targets:
-        if not zoo.forget(target).is_dir():
-            raise VduError(f"{said} {zoo.name} has no forget images of class {target!r}")
+        if target not in zoo.class_names:
+            raise VduError(f"{said} {zoo.name} knows no class {target!r}: {nearest(target, zoo.class_names)}")
+        if not any(zoo.forget(target).glob("*.png")):
+            raise VduError(f"{said} no forget images of class {target}: {_where(zoo)}")
+
+
+def _where(zoo: ZooModel) -> str:
+    """How to come by forget images."""
+    if zoo.images is not None:
+        return f"there is no PNG file in {zoo.images}/<class>"
+    return f"they are {zoo.forget_images}; then give --forget FORGET"
 
 
 def zoo_model(suite: Suite) -> ZooModel:
-    """The shipped model that the suite is about. Raises `VduError` where there is none."""
+    """The shipped model that the suite is about, with the suite's images. Raises `VduError` where there is none."""
     zoo = find_zoo_model(suite.model)
     if zoo is None:
         raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
-    return zoo
+    return replace(zoo, images=suite.forget)
 
 
 def result_path(results: Path, suite: Suite, run: Run) -> Path:

@@ -24,6 +24,9 @@ def bench_run(
     results: Results = Path("results"),
     limit: Annotated[int | None, typer.Option(help="at most this many runs now")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
+    forget: Annotated[
+        Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
+    ] = None,
 ) -> None:
     """Make the runs of a suite that are not there yet, one JSON file each; text-to-image ones have a PNG too."""
     quiet()
@@ -40,7 +43,7 @@ def bench_run(
     from vdu.bench.runner import run_suite
     from vdu.bench.suite import read_suite
 
-    run_suite(read_suite(suite), results, limit, jobs, typer.echo)
+    run_suite(read_suite(suite, forget), results, limit, jobs, typer.echo)
 
 
 @app.command("show")

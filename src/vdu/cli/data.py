@@ -18,8 +18,10 @@ app = make_app("Images from your own copy of a corpus.")
 def data_prepare(
     corpus: Annotated[str, typer.Argument(help="mnist, cifar10 or tiny-imagenet-20")],
     data: Annotated[Path, typer.Option(help="folder with the corpus")],
-    class_: Annotated[str, typer.Option("--class", help="name of the class")],
     out: Annotated[Path, typer.Option(help="forget folder to write")],
+    class_: Annotated[
+        str | None, typer.Option("--class", help="name of the class; without it a folder for each class")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="how many of its first training images")] = 100,
     size: Annotated[int | None, typer.Option(min=1, help="side in pixels; default: the corpus' own")] = None,
     overwrite: Overwrite = False,
@@ -28,7 +30,7 @@ def data_prepare(
     from vdu.forget_folder import prepare_forget_folder
 
     made = prepare_forget_folder(corpus, data, class_, out, count=count, size=size, overwrite=overwrite)
-    typer.echo(f"{made['images']} images of {class_}: {out}")
+    typer.echo(f"{made['images']} images of {class_ or 'each class'}: {out}")
     if not made["redistributable"]:
         typer.echo(f"notice: the images of {corpus} may not be passed on; keep this folder to yourself")
 
