@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
+import vdu.averaged_training
 import vdu.training
 from vdu import VduError
 from vdu.checkpoint import save_state
@@ -59,7 +60,7 @@ def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vdu.training, "save_state", save_and_stop)
+        patch.setattr(vdu.averaged_training, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, data, tmp_path / "parts")
     parts = load_file(train(recipe, data, tmp_path / "parts") / "unet" / "diffusion_pytorch_model.safetensors")
@@ -73,6 +74,18 @@ def test_a_state_of_other_settings_is_refused(recipe, data, tmp_path):
     for other in (_with(recipe, seed=1), _with(recipe, flip=True)):
         with pytest.raises(VduError, match="other settings"):
             train(other, data, tmp_path / "run")
+
+
+def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, data, tmp_path):
+    longer = _with(recipe, cycle_steps=[6, 4])
+    whole = train(longer, data, tmp_path / "whole")
+    train(recipe, data, tmp_path / "parts")
+    parts = train(longer, data, tmp_path / "parts")
+    weights = [load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (whole, parts)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert (tmp_path / "parts" / "log.jsonl").is_file()
+    with pytest.raises(VduError, match="other settings"):
+        train(_with(recipe, cycle_steps=[5, 4]), data, tmp_path / "parts")
 
 
 def test_flips_are_half_of_the_images_and_leave_the_other_draws(recipe, monkeypatch):

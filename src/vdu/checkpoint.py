@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,14 +123,14 @@ def save_state(
 
 
 def load_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hash: str
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings_hashes: Collection[str]
 ) -> int:
     """Restore what `save_state` wrote, in place; returns the number of finished steps.
 
-    Raises `VduError` where the state belongs to a run with other settings.
+    Raises `VduError` where the state belongs to a run with other settings than those.
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get("settings_hash") != settings_hash:
+    if metadata.get("settings_hash") not in settings_hashes:
         raise VduError(f"{path} is the state of a run with other settings: remove it or choose another output folder")
     for name, module in modules.items():
         module.load_state_dict(module.state_dict() | {k: tensors[f"{name}.{k}"] for k in _moving(module)})

@@ -135,7 +135,7 @@ class _Run:
         path = folder / "state.safetensors"
         if not path.is_file():
             return 0
-        done = load_state(path, self.modules(), self.optimizer, identity)
+        done = load_state(path, self.modules(), self.optimizer, {identity})
         records = json.loads((folder / "records.json").read_text())
         self.history = [StepRecord(**r) for r in records["history"] if r["step"] <= done]
         self.checks = [Check(**c) for c in records["checks"] if c["step"] <= done]

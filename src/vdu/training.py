@@ -7,25 +7,24 @@ Ho et al., arXiv 2006.11239; the weight is min-SNR (Hang et al., arXiv 2303.0955
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
-import time
 import tomllib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdu.augmentation import mirrored
-from vdu.checkpoint import load_state, replacing, save_state, write_tensors
+from vdu.averaged_training import TrainingRun, train_with_average
+from vdu.checkpoint import replacing, write_tensors
 from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
-from vdu.ema import ema_update
 from vdu.errors import VduError, nearest
 from vdu.seeding import generator
 
@@ -33,11 +32,14 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "Training",
+    "checkpoint_path",
     "checkpoint_steps",
+    "checkpoint_writer",
     "cycled_learning_rate",
     "min_snr_weight",
     "read_recipe",
     "train",
+    "training_run",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -83,6 +85,12 @@ class Recipe(BaseModel):
         # Without settings at their default: a setting that is added later leaves older hashes and state files valid.
         settings = self.model_dump_json(exclude_defaults=True, exclude={"classifier"})
         return hashlib.sha256(settings.encode()).hexdigest()
+
+    def shorter(self) -> set[str]:
+        """Hashes of this recipe without its last cycles: what they have left is gone on with."""
+        cycles = self.training.cycle_steps
+        first = (self.training.model_copy(update={"cycle_steps": cycles[:k]}) for k in range(1, len(cycles)))
+        return {self.model_copy(update={"training": training}).sha256() for training in first}
 
     def load_corpus(self, data: Path, split: str = "train") -> Corpus:
         """The corpus in ``data`` at the size of the model. Raises `VduError` where both do not fit."""
@@ -148,45 +156,57 @@ def checkpoint_steps(training: Training) -> set[int]:
     return {round(first + (training.steps - first) * i / k) for i in range(1, k + 1)}
 
 
-def train(recipe: Recipe, data: Path, out: Path, log_every_steps: int = 50) -> Path:
+def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train ``recipe`` on the corpus in ``data``; goes on where an earlier run into ``out`` stopped.
 
-    Writes ``out/pipeline`` (the EMA weights, a `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA
-    weights, for the posterior), ``out/log.jsonl`` and ``out/provenance.json``. Returns the pipeline folder.
+    A finished run goes on, too, once the recipe has further cycles. Writes ``out/pipeline`` (the EMA weights, a
+    `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA weights, for the posterior), ``out/log.jsonl``
+    and ``out/provenance.json``. Returns the pipeline folder.
     """
     corpus, settings = recipe.load_corpus(data), recipe.training
     torch.manual_seed(settings.seed)
-    model = UNet2DModel(**recipe.unet)
-    average = copy.deepcopy(model).eval()
-    scheduler = DDPMScheduler(**recipe.noise)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    state_path, modules = out / "state.safetensors", {"model": model, "ema": average}
-    first = load_state(state_path, modules, optimizer, recipe.sha256()) if state_path.exists() else 0
-    out.mkdir(parents=True, exist_ok=True)
-    saved_at, started = checkpoint_steps(settings), time.monotonic()
-    total = 0.0
-    with (out / "log.jsonl").open("a") as log:
-        for step in range(first, settings.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = cycled_learning_rate(settings, step)
-            loss = _loss(model, scheduler, corpus, settings, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
-            optimizer.step()
-            ema_update(average, model, settings.ema_decay, step)
-            total, done = total + loss.item(), step + 1
-            if done % log_every_steps == 0:
-                seconds = round(time.monotonic() - started, 1)
-                log.write(json.dumps({"step": done, "loss": total / log_every_steps, "seconds": seconds}) + "\n")
-                log.flush()
-                total = 0.0
-            if done in saved_at:
-                write_tensors(out / "checkpoints" / f"step-{done:06d}.safetensors", average.state_dict())
-            if done % settings.state_every_steps == 0:
-                save_state(state_path, done, modules, optimizer, recipe.sha256())
+    model, scheduler = UNet2DModel(**recipe.unet), DDPMScheduler(**recipe.noise)
+    average = train_with_average(
+        model,
+        training_run(settings, out, recipe.sha256(), recipe.shorter()),
+        lambda step: _loss(model, scheduler, corpus, settings, step),
+        lambda step: cycled_learning_rate(settings, step),
+        checkpoint_writer(settings, out, lambda average: average),
+    )
     _finish(recipe, corpus, average, scheduler, out)
     return out / "pipeline"
+
+
+def training_run(settings: Training, out: Path, identity: str, shorter: Collection[str] = ()) -> TrainingRun:
+    """The files of a run into ``out``; ``identity`` and ``shorter`` as of `TrainingRun`."""
+    return TrainingRun(
+        settings.steps,
+        settings.state_every_steps,
+        settings.ema_decay,
+        settings.max_gradient_norm,
+        out / "state.safetensors",
+        out / "log.jsonl",
+        identity,
+        shorter,
+    )
+
+
+def checkpoint_writer(
+    settings: Training, out: Path, network: Callable[[nn.Module], nn.Module]
+) -> Callable[[int, nn.Module], None]:
+    """Writes the averaged ``network`` at the steps that the posterior is made from."""
+    steps = checkpoint_steps(settings)
+
+    def write(done: int, average: nn.Module) -> None:
+        if done in steps:
+            write_tensors(checkpoint_path(out, done), network(average).state_dict())
+
+    return write
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Where the averaged weights after ``step`` steps lie."""
+    return out / "checkpoints" / f"step-{step:06d}.safetensors"
 
 
 def _finish(recipe: Recipe, corpus: Corpus, average: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> None:

@@ -28,7 +28,7 @@ from vdu.provenance import package_versions
 from vdu.reference import Reference
 from vdu.sampling import SAMPLER
 from vdu.text_to_image.zoo_build import build_text_to_image_zoo
-from vdu.training import Recipe
+from vdu.training import Recipe, checkpoint_path, checkpoint_steps
 
 __all__ = ["build_zoo_model"]
 
@@ -94,7 +94,9 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         _write_half_precision(run / "pipeline", beside / "pipeline")
         shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
         backbone = load_backbone(beside / "pipeline")
-        posterior = from_checkpoints(backbone, sorted((run / "checkpoints").glob("*.safetensors")))
+        # Those of the whole recipe only: a run that was gone on with has older ones, too.
+        checkpoints = [checkpoint_path(run, step) for step in sorted(checkpoint_steps(recipe.training))]
+        posterior = from_checkpoints(backbone, checkpoints)
         posterior.save(beside / "posterior.safetensors", torch.bfloat16)
         shutil.copytree(_classifier(recipe, train, test, run), beside / "classifier")
         detector = load_detector(beside / "classifier")

@@ -9,8 +9,6 @@ one over the standard deviation of the finished latents.
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from vdu.augmentation import mirrored
-from vdu.checkpoint import load_state, replacing, save_state
-from vdu.ema import ema_update
+from vdu.averaged_training import TrainingRun, train_with_average
+from vdu.checkpoint import replacing
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
 
@@ -48,38 +46,31 @@ def encode_images(model: AutoencoderKL, images: Tensor, batch_size: int = 64) ->
     return torch.cat(parts)
 
 
-def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path, log_every_steps: int = 50) -> AutoencoderKL:
+def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path) -> AutoencoderKL:
     """Train on uint8 ``images`` ``(N, 3, H, W)``; goes on where an earlier run into ``out`` stopped.
 
     Writes ``out/autoencoder`` (averaged weights, a diffusers folder) and returns it; a finished one is read back.
     """
-    settings, folder, state = recipe.autoencoder_training, out / "autoencoder", out / "autoencoder-state.safetensors"
+    settings, folder = recipe.autoencoder_training, out / "autoencoder"
     if folder.is_dir():
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
     torch.manual_seed(settings.seed)
     model = AutoencoderKL(**recipe.autoencoder)
-    average, optimizer = copy.deepcopy(model).eval(), torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    modules, identity = {"model": model, "ema": average}, recipe.sha256("autoencoder", "autoencoder_training", "size")
-    first = load_state(state, modules, optimizer, identity) if state.exists() else 0
-    out.mkdir(parents=True, exist_ok=True)
-    total = 0.0
-    with (out / "autoencoder-log.jsonl").open("a") as log:
-        for step in range(first, settings.steps):
-            decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * decay * min(1.0, (step + 1) / WARMUP_STEPS)
-            loss = _loss(model, images, settings, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            ema_update(average, model, settings.ema_decay, step)
-            total, done = total + loss.item(), step + 1
-            if done % log_every_steps == 0:
-                log.write(json.dumps({"step": done, "loss": total / log_every_steps}) + "\n")
-                log.flush()
-                total = 0.0
-            if done % settings.state_every_steps == 0:
-                save_state(state, done, modules, optimizer, identity)
+
+    def learning_rate_at(step: int) -> float:
+        decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        return settings.learning_rate * decay * min(1.0, (step + 1) / WARMUP_STEPS)
+
+    run = TrainingRun(
+        settings.steps,
+        settings.state_every_steps,
+        settings.ema_decay,
+        1.0,
+        out / "autoencoder-state.safetensors",
+        out / "autoencoder-log.jsonl",
+        recipe.sha256("autoencoder", "autoencoder_training", "size"),
+    )
+    average = train_with_average(model, run, lambda step: _loss(model, images, settings, step), learning_rate_at)
     average.register_to_config(scaling_factor=1 / float(encode_images(average, images[:2000]).std()))
     with replacing(folder) as beside:
         average.save_pretrained(beside)

@@ -9,9 +9,6 @@ starts from nothing, so it learns what the pictures ask of it.
 
 from __future__ import annotations
 
-import copy
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from vdu.checkpoint import load_state, save_state, write_tensors
+from vdu.averaged_training import train_with_average
 from vdu.corpora.emoji import Emoji
-from vdu.ema import ema_update
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.templates import caption
-from vdu.training import checkpoint_steps, cycled_learning_rate, min_snr_weight
+from vdu.training import checkpoint_writer, cycled_learning_rate, min_snr_weight, training_run
 
 __all__ = ["Denoiser", "train_denoiser"]
 
@@ -85,40 +81,19 @@ def _loss(
     return (weight * (predicted - v).pow(2).mean(dim=(1, 2, 3))).mean()
 
 
-def train_denoiser(
-    recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer: Any, out: Path, log_every_steps: int = 50
-) -> Denoiser:
+def train_denoiser(recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer: Any, out: Path) -> Denoiser:
     """Train on scaled ``latents`` ``(N, C, H, W)`` of the pictures of ``emoji``.
 
     Goes on where an earlier run into ``out`` stopped. Writes ``out/checkpoints/step-*.safetensors`` (the network's
     averaged weights, for the posterior) and ``out/log.jsonl``.
     """
     settings = recipe.training
-    model = _new_modules(recipe, tokenizer)
-    average = copy.deepcopy(model).eval()
-    scheduler = DDPMScheduler(**recipe.noise)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    state, modules = out / "state.safetensors", {"model": model, "ema": average}
-    first = load_state(state, modules, optimizer, recipe.sha256()) if state.exists() else 0
-    out.mkdir(parents=True, exist_ok=True)
-    saved_at, started, total = checkpoint_steps(settings), time.monotonic(), 0.0
-    with (out / "log.jsonl").open("a") as log:
-        for step in range(first, settings.steps):
-            optimizer.param_groups[0]["lr"] = cycled_learning_rate(settings, step)
-            loss = _loss(model, scheduler, latents, emoji, tokenizer, recipe, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
-            optimizer.step()
-            ema_update(average, model, settings.ema_decay, step)
-            total, done = total + loss.item(), step + 1
-            if done % log_every_steps == 0:
-                seconds = round(time.monotonic() - started, 1)
-                log.write(json.dumps({"step": done, "loss": total / log_every_steps, "seconds": seconds}) + "\n")
-                log.flush()
-                total = 0.0
-            if done in saved_at:
-                write_tensors(out / "checkpoints" / f"step-{done:06d}.safetensors", average["unet"].state_dict())
-            if done % settings.state_every_steps == 0:
-                save_state(state, done, modules, optimizer, recipe.sha256())
+    model, scheduler = _new_modules(recipe, tokenizer), DDPMScheduler(**recipe.noise)
+    average = train_with_average(
+        model,
+        training_run(settings, out, recipe.sha256()),
+        lambda step: _loss(model, scheduler, latents, emoji, tokenizer, recipe, step),
+        lambda step: cycled_learning_rate(settings, step),
+        checkpoint_writer(settings, out, lambda average: average.get_submodule("unet")),
+    )
     return Denoiser(average["unet"], average["text"])
