@@ -80,10 +80,7 @@ class BayesTarget:
     @torch.no_grad()
     def _guide(self, forget_score: nn.Module) -> None:
         """Move the target where ρ counts; elsewhere it is the original's output."""
-        counts = (self.rho > SMALLEST_RHO).nonzero().flatten()
-        if not len(counts):
-            return
-        for i in network_batches(self.backbone, counts):
+        for i in network_batches(self.backbone, (self.rho > SMALLEST_RHO).nonzero().flatten()):
             with autocast(forget_score, self.precision):
                 undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()

@@ -32,6 +32,7 @@ __all__ = ["Check", "Guard", "Judge", "detector_judge", "label_free_judge"]
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 LARGEST_NONE_RISE = 0.10
+LARGEST_CHANGE = 0.5
 SMALLEST_DIVERSITY = 0.75
 TOLERATED_NONE_RISE = 0.03
 TOLERATED_DIVERSITY_LOSS = 0.05
@@ -135,5 +136,5 @@ class Guard:
         rise = max(0.0, none - self.none_share)
         score = forget + max(0.0, rise - TOLERATED_NONE_RISE) + max(0.0, 1 - TOLERATED_DIVERSITY_LOSS - diversity)
         # What was undesired may become something that the model did not make before, but not most of all samples.
-        broken = rise > max(LARGEST_NONE_RISE, min(self.forget_share, 0.5)) or diversity < SMALLEST_DIVERSITY
+        broken = rise > max(LARGEST_NONE_RISE, min(self.forget_share, LARGEST_CHANGE)) or diversity < SMALLEST_DIVERSITY
         return Check(step, forget, none, diversity, change, score, broken)

@@ -101,5 +101,7 @@ def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:
 def _prior(posterior: Any, zoo: ZooModel | None, backbone: Backbone) -> Posterior | None:
     """The posterior that was given, or the shipped one where the model is a shipped one."""
     if posterior is None:
-        return load_posterior(zoo.posterior, backbone) if zoo and zoo.posterior.is_file() else None
+        posterior = zoo.shipped_posterior if zoo else None
+    if posterior is None:
+        return None
     return posterior if isinstance(posterior, Posterior) else load_posterior(Path(posterior), backbone)

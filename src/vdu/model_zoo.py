@@ -47,6 +47,11 @@ class ZooModel:
         return self.folder / "posterior.safetensors"
 
     @property
+    def shipped_posterior(self) -> Path | None:
+        """The posterior's file; None for a model that comes without."""
+        return self.posterior if self.posterior.is_file() else None
+
+    @property
     def classifier(self) -> Path:
         return self.folder / "classifier"
 

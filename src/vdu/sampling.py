@@ -44,8 +44,9 @@ def sample(
     samples = []
     for first in range(0, count, batch_size):
         noise = initial_noise(backbone.latent_shape, min(batch_size, count - first), seed, first).to(device)
-        asked = backbone.sample_conditions(len(noise), first)
-        if conditions is not None:
+        if conditions is None:
+            asked = backbone.sample_conditions(len(noise), first)
+        else:
             asked = conditions[first : first + len(noise)]
         with autocast(network, precision):
             generators = [generator(seed, "path", first + i) for i in range(len(noise))]

@@ -154,8 +154,7 @@ def unlearn(
     _check_numbers(share, precision)
     place = _resolve_device(device)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
-    shipped = zoo.posterior if zoo and zoo.posterior.is_file() else None
-    prior = shipped if posterior is None else posterior
+    prior = zoo.shipped_posterior if zoo and posterior is None else posterior
     prompts = zoo.prompts if zoo and prompts is None else prompts
     words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
     given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior, "prompt": words}

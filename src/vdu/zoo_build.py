@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline
 
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.checkpoint import replacing
@@ -22,6 +21,7 @@ from vdu.detector import load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Sampler
 from vdu.forget_folder import FORGET_IMAGES, write_class_images
+from vdu.half_precision import write_half_precision
 from vdu.metrics import class_shares
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
@@ -31,17 +31,6 @@ from vdu.text_to_image.zoo_build import build_text_to_image_zoo
 from vdu.training import Recipe, checkpoint_path, checkpoint_steps
 
 __all__ = ["build_zoo_model"]
-
-
-def _write_half_precision(source: Path, out: Path) -> None:
-    """The pipeline with float16 weights: half the size to ship, loaded as float32. These weights are the anchor."""
-    pipeline = DDPMPipeline.from_pretrained(source, use_safetensors=True)
-    pipeline.unet.half()
-    pipeline.save_pretrained(out)
-    for path in (out / "model_index.json", out / "unet" / "config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)  # diffusers writes the builder's own folder there
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _forget_images(corpus: Corpus, folder: Path) -> str:
@@ -91,7 +80,7 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
     train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
     with replacing(out) as beside:
         beside.mkdir()
-        _write_half_precision(run / "pipeline", beside / "pipeline")
+        write_half_precision(run / "pipeline", beside / "pipeline")
         shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
         backbone = load_backbone(beside / "pipeline")
         # Those of the whole recipe only: a run that was gone on with has older ones, too.

@@ -72,7 +72,7 @@ class ConceptRuns:
 
     def _prior(self) -> Posterior | None:
         """The shipped posterior (None stands for it), or the Fisher information of the model's own samples."""
-        if self._posterior is None and not self.zoo.posterior.is_file():
+        if self._posterior is None and self.zoo.shipped_posterior is None:
             backbone = load_backbone(self.zoo.pipeline, self.zoo.prompts)
             own = Clean(
                 sample(backbone, backbone.network, FISHER_SAMPLES, 0), backbone.sample_conditions(FISHER_SAMPLES)

@@ -15,9 +15,9 @@ from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
 from vdu.text_to_image.recipe import TextRecipe
 
-__all__ = ["DOMAINS", "domain_corpus", "seen", "train_evaluator"]
+__all__ = ["CLASSES", "domain_corpus", "seen", "train_evaluator"]
 
-DOMAINS = {"style": STYLES, "object": tuple(KINDS)}
+CLASSES = {"style": STYLES, "object": tuple(KINDS)}
 UNSEEN_SHARE = 0.15
 
 
@@ -28,7 +28,7 @@ def seen(thing: str) -> bool:
 
 def domain_corpus(emoji: Emoji, domain: str, train: bool) -> Corpus:
     """The pictures that a judge of ``domain`` (style or object) is trained on, or those it is tested on."""
-    names = DOMAINS[domain]
+    names = CLASSES[domain]
     labels = emoji.styles if domain == "style" else emoji.kinds
     chosen = [i for i, thing in enumerate(emoji.objects) if labels[i] and seen(thing) == train]
     return Corpus(

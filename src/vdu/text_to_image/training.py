@@ -13,7 +13,7 @@ from vdu.checkpoint import replacing
 from vdu.corpora.emoji import read_emoji
 from vdu.text_to_image.autoencoder import encode_images, train_autoencoder
 from vdu.text_to_image.denoiser import Denoiser, train_denoiser
-from vdu.text_to_image.evaluators import DOMAINS, train_evaluator
+from vdu.text_to_image.evaluators import CLASSES, train_evaluator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.tokenizer import make_tokenizer
 
@@ -45,7 +45,7 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     tokenizer = make_tokenizer(data, recipe.merges, int(recipe.text_encoder["max_position_embeddings"]))
     vae = train_autoencoder(recipe, emoji.images, out)
     latents = encode_images(vae, emoji.images) * vae.config.scaling_factor
-    for domain in DOMAINS:
+    for domain in CLASSES:
         train_evaluator(recipe, emoji, domain, out)
     denoiser = train_denoiser(recipe, latents, emoji, tokenizer, out)
     with replacing(out / "pipeline") as beside:
