@@ -1,4 +1,4 @@
-"""Run what is missing of a suite, one JSON file a run, finished runs skipped, some side by side.
+"""Run what is missing of a suite, one JSON file a run, finished runs skipped, some side by side, here or on a cluster.
 
 The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. Methods that need a retain set get the shipped
 images of the other classes. A run that is refused stays as a file with its reason. What the suite measures is the
@@ -8,8 +8,9 @@ protocol's own matter: `ClassRuns` or `ConceptRuns`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from vdu.model_zoo import ZooModel
 from vdu.quiet import quiet
 from vdu.result import Result
 
-__all__ = ["run_suite"]
+__all__ = ["Made", "Worker", "run_suite"]
 
 
 class Runs(Protocol):
@@ -44,6 +45,16 @@ class Runs(Protocol):
 
     def said(self, row: dict[str, Any]) -> str:
         """What came out, in a few words."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One run's record, the picture of its samples where there is one, and what came out in a few words."""
+
+    run: Run
+    result: dict[str, Any]
+    picture: Image.Image | None
+    said: str
 
 
 def _heading(run: Run) -> dict[str, Any]:
@@ -77,37 +88,67 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
     return {"status": "done", "row": row, "unlearning": record, "evaluation": evaluation}, picture
 
 
-_runs_of_process: list[Runs] = []
+class Worker:
+    """Makes runs of one suite in a process of its own, with a fixed number of threads."""
+
+    def __init__(self, suite: Suite, threads: int) -> None:
+        torch.set_num_threads(threads)
+        quiet()
+        self.suite = suite
+        self.runs: Runs = ClassRuns(suite) if suite.concept is None else ConceptRuns(suite, suite.concept)
+
+    def make(self, run: Run) -> Made:
+        """Carry out and measure one run."""
+        result, picture = _result(self.suite, self.runs, run)
+        said = f"{self.runs.said(result['row'])}, {result['row']['seconds']:.0f} s" if "row" in result else None
+        return Made(run, result, picture, said or result["reason"])
+
+
+_worker_of_process: list[Worker] = []
 
 
 def _start(suite: Suite, threads: int) -> None:
     """Prepare a worker process."""
-    torch.set_num_threads(threads)
-    quiet()
-    _runs_of_process[:] = [ClassRuns(suite) if suite.concept is None else ConceptRuns(suite, suite.concept)]
+    _worker_of_process[:] = [Worker(suite, threads)]
 
 
-def _make(suite: Suite, results: Path, run: Run) -> str:
-    """Make one run, write its files, and say in a line what came out."""
-    runs, path = _runs_of_process[0], result_path(results, suite, run)
-    result, picture = _result(suite, runs, run)
-    if picture is not None:
+def _make(run: Run) -> Made:
+    return _worker_of_process[0].make(run)
+
+
+def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
+    """What is made side by side on this machine, as it comes, each on its share of the cores."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
+        for done in as_completed([pool.submit(_make, run) for run in runs]):
+            yield done.result()
+
+
+def _write(made: Made, path: Path) -> None:
+    if made.picture is not None:
         with replacing(path.with_suffix(".png")) as beside:
-            picture.save(beside, format="PNG", optimize=True)
+            made.picture.save(beside, format="PNG", optimize=True)
     with replacing(path) as beside:
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-    said = f"{runs.said(result['row'])}, {result['row']['seconds']:.0f} s" if "row" in result else result["reason"]
-    return f"{run.label} {run.target} seed {run.seed}: {said}"
+        beside.write_text(json.dumps(made.result, indent=1) + "\n")
 
 
-def run_suite(suite: Suite, results: Path, limit: int | None, jobs: int, say: Callable[[str], None]) -> None:
-    """Make at most ``limit`` runs that have no result file yet, ``jobs`` at a time, each on its share of the cores."""
+def run_suite(
+    suite: Suite, results: Path, limit: int | None, jobs: int, say: Callable[[str], None], cluster: str | None = None
+) -> None:
+    """Make at most ``limit`` runs that have no result file yet, ``jobs`` at a time, and write their files.
+
+    ``cluster``: address of a Ray cluster whose machines make them; without it, processes here.
+    """
     missing = [run for run in suite.runs() if not result_path(results, suite, run).is_file()][:limit]
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:
         return
-    threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
-        waiting = [pool.submit(_make, suite, results, run) for run in missing]
-        for number, done in enumerate(as_completed(waiting), 1):
-            say(f"[{number}/{len(missing)}] {done.result()}")
+    if cluster is None:
+        made_runs = _in_processes(suite, missing, jobs)
+    else:
+        from vdu.bench.ray_cluster import on_cluster
+
+        made_runs = on_cluster(Worker, suite, missing, jobs, cluster)
+    for number, made in enumerate(made_runs, 1):
+        _write(made, result_path(results, suite, made.run))
+        say(f"[{number}/{len(missing)}] {made.run.label} {made.run.target} seed {made.run.seed}: {made.said}")

@@ -27,6 +27,7 @@ def bench_run(
     forget: Annotated[
         Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
     ] = None,
+    cluster: Annotated[str | None, typer.Option(help="address of a Ray cluster that makes them, or auto")] = None,
 ) -> None:
     """Make the runs of a suite that are not there yet, one JSON file each; text-to-image ones have a PNG too."""
     quiet()
@@ -43,7 +44,7 @@ def bench_run(
     from vdu.bench.runner import run_suite
     from vdu.bench.suite import read_suite
 
-    run_suite(read_suite(suite, forget), results, limit, jobs, typer.echo)
+    run_suite(read_suite(suite, forget), results, limit, jobs, typer.echo, cluster)
 
 
 @app.command("show")
