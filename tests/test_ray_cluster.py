@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import run_vdu
 
-from vdu.bench.runner import run_suite
-from vdu.bench.suite import read_suite
+from vdu.bench.runner import Worker, run_suite
+from vdu.bench.suite import read_suite, result_path
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -42,26 +42,24 @@ def cluster():
 
 
 @pytest.fixture
-def two_threads():
-    """So that each of two jobs gets one."""
+def worker(suite):
+    """One of this process, with one thread as those of the cluster."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield Worker(suite, 1)
     torch.set_num_threads(threads)
 
 
-def _rows(folder):
-    rows = [json.loads(path.read_text())["row"] for path in sorted((folder / "two").glob("*.json"))]
-    return [{key: value for key, value in row.items() if key not in MEASURED_ANEW} for row in rows]
+def _figures(result):
+    return {key: value for key, value in result["row"].items() if key not in MEASURED_ANEW}
 
 
-def test_rows_of_two_nodes_are_those_of_processes(suite, cluster, two_threads, tmp_path):
-    said = []
-    run_suite(suite, tmp_path / "cluster", None, 2, said.append, cluster.address)
+def test_rows_of_two_nodes_are_those_of_one_process(suite, cluster, worker, tmp_path):
+    run_suite(suite, tmp_path, None, 2, lambda _: None, cluster.address)
     assert [node["Alive"] for node in ray.nodes()] == [True, True]
-    run_suite(suite, tmp_path / "processes", None, 2, said.append)
-    assert len(_rows(tmp_path / "cluster")) == 2
-    assert _rows(tmp_path / "cluster") == _rows(tmp_path / "processes")
+    for run in suite.runs():
+        made = json.loads(result_path(tmp_path, suite, run).read_text())
+        assert made["row"]["threads"] == 1
+        assert _figures(made) == _figures(worker.make(run).result)
 
 
 def test_no_cluster_at_the_address_is_one_line(tmp_path, monkeypatch, capsys):

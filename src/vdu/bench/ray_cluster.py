@@ -11,8 +11,6 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vdu.bench.suite import Run, Suite
 from vdu.errors import VduError
 
@@ -42,11 +40,20 @@ def _connect(address: str) -> Any:
 
 
 def on_cluster(worker: type[Worker], suite: Suite, runs: list[Run], jobs: int, address: str) -> Iterator[Made]:
-    """What ``jobs`` workers on the cluster make, as it comes; each takes its share of this machine's threads."""
+    """What ``jobs`` workers on the cluster make, as it comes; each takes its share of the cores, within one machine.
+
+    Raises `VduError` where no cluster answers, and where a machine is lost.
+    """
     ray = _connect(address)
     from ray.util import ActorPool
 
-    threads = max(1, torch.get_num_threads() // jobs)
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    # No more than the smallest machine has: a worker that fits nowhere would wait for ever.
+    threads = max(1, min(sum(cores) // jobs, min(filter(None, cores), default=1)))
     actor = ray.remote(num_cpus=threads)(worker)
     workers = [actor.remote(suite, threads) for _ in range(min(jobs, len(runs)))]
-    yield from ActorPool(workers).map_unordered(lambda one, run: one.make.remote(run), runs)
+    try:
+        yield from ActorPool(workers).map_unordered(lambda one, run: one.make.remote(run), runs)
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines()[-1]
+        raise VduError(f"a worker of the cluster failed ({said}): run again, what is finished stays") from error
