@@ -82,7 +82,7 @@ def _check_own_images(data, tmp_path):
         'model = "tiny"\ntargets = ["dog"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n'
         '[methods.finetune]\nmethod = "finetune"\nsettings = {steps = 1, batch_size = 2, guard_every_steps = 0}\n'
     )
-    with pytest.raises(VduError, match=r"no forget images of class dog.*vdu data prepare.*--forget FORGET"):
+    with pytest.raises(VduError, match=r"no forget images of class dog.*--data DATA --count 100.*--forget FORGET"):
         read_suite(str(suite))
     with pytest.raises(VduError, match="no PNG file in"):
         read_suite(str(suite), tmp_path / "forget")

@@ -130,7 +130,8 @@ def _where(zoo: ZooModel) -> str:
     """How to come by forget images."""
     if zoo.images is not None:
         return f"there is no PNG file in {zoo.images}/<class>"
-    return f"they are {zoo.forget_images}; then give --forget FORGET"
+    every_class = zoo.forget_images.replace(" --class NAME", "")
+    return f"they are {every_class}; then give --forget FORGET"
 
 
 def zoo_model(suite: Suite) -> ZooModel:
