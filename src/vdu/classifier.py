@@ -22,7 +22,7 @@ from vdu.checkpoint import replacing
 from vdu.corpora import Corpus
 from vdu.errors import VduError
 from vdu.feature_classifier import FeatureClassifier
-from vdu.precision import autocast
+from vdu.precision import autocast, resolve_precision
 from vdu.residual_classifier import ResidualClassifier
 from vdu.seeding import generator
 
@@ -49,7 +49,7 @@ class ClassifierSettings(BaseModel):
     epochs: int = 6
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward passes of training
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"  # of the forward passes of training
     weights: Literal["fp32", "fp16"] = "fp32"  # in which it is stored; what is measured is what is stored
 
 
@@ -105,13 +105,14 @@ def _fit(model: nn.Module, train: Corpus, settings: ClassifierSettings, batch_si
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=steps)
     # A CPU's bfloat16 convolutions are twice as fast channels last; in single precision the order is left as it is.
-    layout = torch.channels_last if settings.precision == "bf16" else torch.contiguous_format
+    precision = resolve_precision(settings.precision)
+    layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own stubs leave it out
     for step in range(steps):
         g = generator(seed, "classifier", step)
         index = torch.randint(len(train.images), (batch_size,), generator=g)
         x = _augmented(train.images[index].float() / 127.5 - 1, g, train.mirror_keeps_class)
-        with autocast(model, settings.precision):
+        with autocast(model, precision):
             logits = model(x.contiguous(memory_format=layout))[0]
         loss = nn.functional.cross_entropy(logits.float(), train.labels[index], label_smoothing=0.02)
         optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ from vdu.concept_accuracy import Classes, accuracies, attack_shares, unlearning_
 from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.errors import VduError
+from vdu.precision import resolve_precision
 from vdu.prompt_attack import AttackBudget, attack
 from vdu.provenance import code_commit, package_versions
 from vdu.sampling import SAMPLER
@@ -161,7 +162,9 @@ def _heading(
         "original_sha256": weights_sha256(original.network),
         "unlearned_sha256": weights_sha256(unlearned.network),
         "target": target,
-        "sampler": {"name": SAMPLER} | asdict(sampler),
+        "sampler": {"name": SAMPLER}
+        | asdict(sampler)
+        | {"precision": resolve_precision(sampler.precision, sampler.device)},
         "detectors": {
             domain: {
                 "name": detector.name,

@@ -30,7 +30,7 @@ class ConceptSampler:
     steps: int = 25
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     seed: int = 1000
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "cpu"
 
     def draw(self, backbone: Backbone, texts: Sequence[str]) -> Tensor:

@@ -16,6 +16,7 @@ from vdu import metrics
 from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
 from vdu.detector import Detection, Detector, load_detector
 from vdu.errors import VduError
+from vdu.precision import resolve_precision
 from vdu.provenance import code_commit, package_versions
 from vdu.reference import Reference, load_reference
 from vdu.sampling import DEFAULT_STEPS, SAMPLER, sample
@@ -30,7 +31,7 @@ class Sampler:
     """How evaluation samples are made; the solver is `vdu.sampling`'s."""
 
     steps: int = DEFAULT_STEPS
-    precision: str = "bf16"
+    precision: str = "auto"
     seed: int = 1000
     count: int = 2000
     device: str = "cpu"
@@ -157,7 +158,11 @@ def _heading(
         "target": target,
         "samples": sampler.count,
         "seed": sampler.seed,
-        "sampler": {"name": SAMPLER, "steps": sampler.steps, "precision": sampler.precision},
+        "sampler": {
+            "name": SAMPLER,
+            "steps": sampler.steps,
+            "precision": resolve_precision(sampler.precision, sampler.device),
+        },
         "prompts": asdict(first.prompts) if first.prompts else None,
         "detector": {"name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold},
         "class_names": list(judge.class_names),

@@ -26,6 +26,7 @@ from vdu.checkpoint import replacing, write_tensors
 from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
 from vdu.errors import VduError, nearest
+from vdu.precision import autocast
 from vdu.seeding import generator
 
 __all__ = [
@@ -56,7 +57,7 @@ class Training(BaseModel):
     ema_decay: float
     min_snr_gamma: float
     max_gradient_norm: float
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "bf16", "fp32"]
     seed: int
     state_every_steps: int
     posterior_checkpoints: int
@@ -143,7 +144,7 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
     eps = torch.randn(x.shape, generator=g)
     x_t = scheduler.add_noise(x, eps, t)
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+    with autocast(model, training.precision):
         error = model(x_t, t).sample.float() - eps
     weight = min_snr_weight(scheduler.alphas_cumprod[t], training.min_snr_gamma)
     return (weight * error.pow(2).mean(dim=(1, 2, 3))).mean()

@@ -25,6 +25,7 @@ from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
 from vdu.parameters import LORA, trained_copy
 from vdu.posterior import Posterior
+from vdu.precision import resolve_precision
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.provenance import code_commit, package_versions
@@ -33,11 +34,9 @@ from vdu.result import Result
 __all__ = ["unlearn"]
 
 
-def _check_numbers(share: float | None, precision: str) -> None:
+def _check_share(share: float | None) -> None:
     if share is not None and not 0 < share < 1:
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
-    if precision not in ("fp32", "bf16"):
-        raise VduError(f"unknown precision {precision!r}: give fp32 or bf16")
 
 
 def _resolve_device(device: str | None) -> torch.device:
@@ -130,7 +129,7 @@ def unlearn(
     prompts: Prompts | None = None,
     config: str | Path | None = None,
     seed: int = 0,
-    precision: str = "bf16",
+    precision: str = "auto",
     device: str | None = None,
     skip_unreadable: bool = False,
     state_folder: str | Path | None = None,
@@ -143,16 +142,17 @@ def unlearn(
     keep, likewise, for the methods that need them. ``teacher``: a model of the undesired content (`esd`). ``share``: π,
     the undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let
     the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
-    model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``config``: see
-    `vdu.backbone.load_backbone`. ``state_folder`` makes the run resumable.
+    model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``precision``: see `vdu.precision`;
+    ``config``: see `vdu.backbone.load_backbone`. ``state_folder`` makes the run resumable.
     ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
-    _check_numbers(share, precision)
+    _check_share(share)
     place = _resolve_device(device)
+    precision = resolve_precision(precision, place)
     zoo = find_zoo_model(model) if isinstance(model, str) else None
     prior = zoo.shipped_posterior if zoo and posterior is None else posterior
     prompts = zoo.prompts if zoo and prompts is None else prompts

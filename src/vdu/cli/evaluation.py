@@ -45,7 +45,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 12,
     seed: Seed = 1000,
-    precision: Precision = "bf16",
+    precision: Precision = "auto",
     prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
     config: Config = None,

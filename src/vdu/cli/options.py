@@ -31,7 +31,7 @@ Config = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
 Seed = Annotated[int, typer.Option(help="random seed")]
-Precision = Annotated[str, typer.Option(help="bf16 or fp32")]
+Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: bf16 where the device computes it")]
 PromptsFile = Annotated[Path | None, typer.Option(help="text-to-image: what to ask samples with, one prompt a line")]
 GuidanceScale = Annotated[
     float | None, typer.Option(help="text-to-image: guidance when sampling; default: 7.5, or the shipped model's own")

@@ -137,7 +137,7 @@ def unlearn_command(
     samples: Annotated[int, typer.Option(min=2, help="evaluation samples of each model")] = 1000,
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps of the evaluation samples")] = 12,
     seed: Seed = 0,
-    precision: Precision = "bf16",
+    precision: Precision = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best there is")] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="go on without broken images")] = False,
     overwrite: Overwrite = False,

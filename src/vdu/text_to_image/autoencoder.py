@@ -19,6 +19,7 @@ from torch import Tensor
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
 from vdu.checkpoint import replacing
+from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
 
@@ -31,7 +32,7 @@ def _loss(model: AutoencoderKL, images: Tensor, settings: AutoencoderTraining, s
     g = generator(settings.seed, "autoencoder", step)
     x = images[torch.randint(len(images), (settings.batch_size,), generator=g)].float() / 127.5 - 1
     x = mirrored(x, g)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+    with autocast(model, settings.precision):
         posterior = model.encode(x).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
         decoded = model.decode(mean + std * torch.randn(mean.shape, generator=g)).sample.float()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vdu.averaged_training import train_with_average
 from vdu.corpora.emoji import Emoji
+from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.templates import caption
@@ -73,7 +74,7 @@ def _loss(
     t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
     eps = torch.randn(z.shape, generator=g)
     v = scheduler.get_velocity(z, eps, t)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+    with autocast(modules["unet"], settings.precision):
         text = modules["text"](tokens).last_hidden_state
         predicted = modules["unet"](scheduler.add_noise(z, eps, t), t, encoder_hidden_states=text).sample.float()
     alpha_bar = scheduler.alphas_cumprod[t]

@@ -25,7 +25,7 @@ class AutoencoderTraining(BaseModel):
     learning_rate: float
     ema_decay: float
     kl_weight: float
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "bf16", "fp32"]
     seed: int
     state_every_steps: int
 
