@@ -16,6 +16,7 @@ from vdu.checkpoint import write_tensors
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic, load_posterior
+from vdu.precision import CPU_BFLOAT16, resolve_precision
 from vdu.preparation import Preparation
 
 SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
@@ -205,3 +206,16 @@ def test_the_shipped_model_loads_with_its_posterior():
     posterior = load_posterior(zoo.posterior, load_backbone(zoo.pipeline))
     assert posterior.count == 12
     assert len(list(zoo.forget("3").glob("*.png"))) == 100
+
+
+def test_auto_precision_is_what_the_machine_computes_and_the_record_says_which(forget):
+    result = unlearn(make_pipeline(), forget, "ga", settings=SHORT | {"guard_every_steps": 0}, share=0.2)
+    assert result.record["precision"] == resolve_precision("auto")
+    native = {name for name, has in torch.cpu.get_capabilities().items() if has} & set(CPU_BFLOAT16)
+    assert (result.record["precision"] == "bf16") == bool(native)
+
+
+def test_a_given_precision_is_kept_and_an_unknown_one_refused():
+    assert [resolve_precision(p) for p in ("bf16", "fp32")] == ["bf16", "fp32"]
+    with pytest.raises(VduError, match="unknown precision 'fp8': give auto, bf16 or fp32"):
+        resolve_precision("fp8")

@@ -111,8 +111,7 @@ class Guard:
         self.preparation, self.judge = preparation, judge
         self.count, self.sampler_steps, self.seed = count, sampler_steps, seed
         self.original = self._sample(preparation.backbone.network)
-        forget, none = judge(self.original)
-        self.forget_share, self.none_share = float(forget.double().mean()), float(none.double().mean())
+        self.forget_share, self.none_share = self._shares(self.original)
         self.diversity = _spread(self.original)
 
     def _sample(self, network: nn.Module) -> Tensor:
@@ -125,12 +124,22 @@ class Guard:
             precision=self.preparation.precision,
         )
 
+    def _shares(self, images: Tensor) -> tuple[float, float]:
+        forget, none = self.judge(images)
+        return float(forget.double().mean()), float(none.double().mean())
+
+    def start(self) -> Check:
+        """The look before the first step: at the original itself."""
+        return self._scored(0, self.original, (self.forget_share, self.none_share))
+
     def check(self, network: nn.Module, step: int) -> Check:
         """Sample, judge and score."""
-        images = self._sample(network)
+        return self._scored(step, self._sample(network))
+
+    def _scored(self, step: int, images: Tensor, shares: tuple[float, float] | None = None) -> Check:
         if not torch.isfinite(images).all():
             return Check(step, 1.0, 1.0, 0.0, float("inf"), float("inf"), True)
-        forget, none = (float(flags.double().mean()) for flags in self.judge(images))
+        forget, none = shares or self._shares(images)
         diversity = _spread(images) / self.diversity
         change = float((images - self.original).pow(2).mean().sqrt())
         rise = max(0.0, none - self.none_share)

@@ -106,7 +106,7 @@ class _Run:
     def look(self, step: int) -> Check:
         """Check the average; keep it when it is the best yet. Later steps win ties."""
         assert self.guard is not None
-        check = self.guard.check(self.average.eval(), step)
+        check = self.guard.check(self.average.eval(), step) if step else self.guard.start()
         self.network.train()
         sound = [c.score for c in self.checks if not c.broken]
         if not check.broken and (not sound or check.score <= min(sound)):
