@@ -1,8 +1,11 @@
-"""Real diffusers classes at a tiny size."""
+"""Real diffusers classes at a tiny size. Networks so small are fastest on one thread, so there is a process a core."""
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

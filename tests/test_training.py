@@ -92,13 +92,14 @@ def test_flips_are_half_of_the_images_and_leave_the_other_draws(recipe, monkeypa
     corpus = Corpus(torch.arange(4).expand(50, 1, 4, 4).byte(), torch.zeros(50), ("a",), "", "tiny", True, True)
     seen = []
 
-    def network(x_t, t):
-        seen.append((x_t, t))
-        return SimpleNamespace(sample=x_t)
+    class Echo(torch.nn.Linear):
+        def forward(self, x_t, t):
+            seen.append((x_t, t))
+            return SimpleNamespace(sample=x_t)
 
     scheduler = DDPMScheduler(num_train_timesteps=50)
     for flip in (False, True, True):
-        vdu.training._loss(network, scheduler, corpus, _with(recipe, flip=flip, batch_size=200).training, step=3)
+        vdu.training._loss(Echo(1, 1), scheduler, corpus, _with(recipe, flip=flip, batch_size=200).training, step=3)
     (plain, t), (flipped, t_flipped), (again, _) = seen
     assert torch.equal(t, t_flipped)
     assert torch.equal(flipped, again)
