@@ -53,10 +53,10 @@ def retain():
 @pytest.fixture
 def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **k, own_count=12))
+    few = {"own_count": 12, "score_steps": 3}
+    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | few)))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
-    score, head = vdu.preparation.fit_forget_score, vdu.preparation.fit_head
-    monkeypatch.setattr("vdu.preparation.fit_forget_score", lambda *a, **k: score(*a, **k, steps=3))
+    head = vdu.preparation.fit_head
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)
     monkeypatch.setattr("vdu.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
 
@@ -64,6 +64,8 @@ def few_samples(monkeypatch):
 @pytest.fixture(autouse=True)
 def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
+    fill = vdu.preparation.fill_bank
+    monkeypatch.setattr("vdu.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
     monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)
 
 

@@ -105,7 +105,7 @@ def pipeline(tmp_path):
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
     few = {"own_count": 8, "own_sampler_steps": 2}
-    monkeypatch.setattr("vdu.unlearning.Preparation", partial(Preparation, **few))
+    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | few)))
     monkeypatch.setattr("vdu.unlearning.Guard", partial(Guard, count=8, sampler_steps=2))
     monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)

@@ -31,7 +31,7 @@ def fit_forget_score(
     forget: Clean,
     seed: int,
     *,
-    steps: int = 100,
+    steps: int,
     batch_size: int = 32,
     precision: str = "fp32",
     lora_rank: int | None = None,

@@ -24,7 +24,7 @@ from vdu.seeding import generator
 __all__ = ["NoisedBank", "fill_bank", "network_batches"]
 
 NETWORK_BATCH = 128
-BANK_ITEMS = 3072
+BANK_ITEMS = 3072  # `MethodSettings.bank_items` has the same
 BANK_BYTES = 2**30
 FEWEST_DRAWS = 4
 
@@ -65,11 +65,10 @@ def network_batches(backbone: Backbone, items: Tensor) -> tuple[Tensor, ...]:
     return items.split(min(NETWORK_BATCH, backbone.largest_batch)) if len(items) else ()
 
 
-def _draws(images: Tensor) -> int:
+def _draws(images: Tensor, items: int) -> int:
     """As many as fill the bank, fewer where the images are large."""
     bytes_each = images[0].numel() * 6
-    items = min(BANK_ITEMS, BANK_BYTES // bytes_each)
-    return max(FEWEST_DRAWS, math.ceil(items / len(images)))
+    return max(FEWEST_DRAWS, math.ceil(min(items, BANK_BYTES // bytes_each) / len(images)))
 
 
 def fill_bank(
@@ -79,15 +78,16 @@ def fill_bank(
     stream: str,
     *,
     precision: str = "fp32",
+    items: int = 0,
     draws: int | None = None,
     t_range: tuple[float, float] = (0.0, 1.0),
 ) -> NoisedBank:
     """Noise ``images`` ``(N, *latent_shape)`` at times in ``t_range`` · T and ask the frozen network.
 
-    Deterministic for (seed, stream). ``draws`` is as many as fill the bank where it is not given.
+    Deterministic for (seed, stream). ``draws`` is as many as make ``items`` (0: `BANK_ITEMS`) where it is not given.
     """
     clean = Clean.of(images)
-    draws, g = draws or _draws(clean.x_0), generator(seed, "bank", stream)
+    draws, g = draws or _draws(clean.x_0, items or BANK_ITEMS), generator(seed, "bank", stream)
     count = draws * len(images)
     share = (torch.arange(draws).repeat_interleave(len(images)) + torch.rand(count, generator=g)) / draws
     share = t_range[0] + (t_range[1] - t_range[0]) * share

@@ -52,6 +52,9 @@ class MethodSettings(BaseModel):
     parameters: str = Field("*", description="glob of names to train, (not-)cross-attention, or lora")
     lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    own_samples: Count = Field(512, description="samples of the original that method and guard learn from")
+    bank_items: Count = Field(3072, description="noised pictures of each kind that the original is asked")
+    score_steps: Count = Field(100, description="steps in which the score of the forget set is fitted")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 

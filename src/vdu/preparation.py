@@ -25,7 +25,8 @@ __all__ = ["Preparation"]
 class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
-    ``lora_rank`` and ``gradient_checkpointing`` say how the forget score is fitted.
+    ``own_count``, ``bank_items`` (0: the bank's own default) and ``score_steps`` say how much work that may be;
+    ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     """
 
     backbone: Backbone
@@ -33,6 +34,8 @@ class Preparation:
     seed: int
     precision: str = "fp32"
     own_count: int = 512
+    bank_items: int = 0
+    score_steps: int = 100
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
@@ -90,15 +93,18 @@ class Preparation:
         )
         return Clean(x_0, asked)
 
+    def _bank(self, images: Clean, stream: str) -> NoisedBank:
+        return fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
+
     @cached_property
     def forget_bank(self) -> NoisedBank:
         """Noised forget images."""
-        return fill_bank(self.backbone, self.forget, self.seed, "forget", precision=self.precision)
+        return self._bank(self.forget, "forget")
 
     @cached_property
     def own_bank(self) -> NoisedBank:
         """Noised own samples."""
-        return fill_bank(self.backbone, self.own_samples, self.seed, "own", precision=self.precision)
+        return self._bank(self.own_samples, "own")
 
     @cached_property
     def responsibilities(self) -> Tensor:
@@ -129,6 +135,7 @@ class Preparation:
             self.backbone,
             self.forget,
             self.seed,
+            steps=self.score_steps,
             precision=self.precision,
             lora_rank=self.lora_rank,
             gradient_checkpointing=self.gradient_checkpointing,

@@ -23,6 +23,7 @@ from vdu.methods import (
     uce,
     vdu_bayes,
     vdu_paper,
+    vdu_quick,
 )
 from vdu.objective import Method, MethodSettings
 from vdu.parameters import LORA
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         vdu_bayes.METHOD,
+        vdu_quick.METHOD,
         vdu_paper.METHOD,
         guided.METHOD,
         capped_ascent.METHOD,
