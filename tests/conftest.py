@@ -66,7 +66,6 @@ def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
     fill = vdu.preparation.fill_bank
     monkeypatch.setattr("vdu.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
-    monkeypatch.setattr("vdu.noised_bank.BANK_ITEMS", 24)
 
 
 def run_vdu(monkeypatch, capsys, *arguments):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vdu.backbone import weights_sha256
 from vdu.bayes_target import BayesTarget, _weight
 from vdu.discriminator import fit_head
+from vdu.errors import VduError
+from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
+from vdu.noising import Clean
 from vdu.preparation import Preparation
 from vdu.responsibility import responsibilities
 from vdu.seeding import generator
@@ -53,6 +57,19 @@ def test_a_bank_holds_the_formula_and_the_frozen_networks_output(backbone, forge
         with torch.no_grad():
             alone = backbone.network(bank.x_t[i : i + 1], bank.t[i : i + 1]).sample[0]
         assert torch.allclose(bank.original[i].float(), alone, atol=2e-3)
+
+
+def test_a_bank_holds_as_many_items_as_asked_in_whole_draws_and_four_at_least(backbone, forget):
+    assert [fill_bank(backbone, forget, 0, "test", items=items).draws for items in (30, 31, 1)] == [5, 6, 4]
+
+
+def test_a_run_makes_as_many_own_samples_and_fits_the_score_as_long_as_it_is_told(backbone, forget):
+    few = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=1)
+    more = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=2)
+    assert len(few.own_samples.x_0) == 9
+    assert weights_sha256(few.forget_score) != weights_sha256(more.forget_score)
+    with pytest.raises(VduError, match="own_samples"):
+        make_settings(find_method("vdu"), {"own_samples": 7})
 
 
 def test_responsibilities_find_the_undesired_samples_and_their_share_without_labels(clusters):

@@ -21,10 +21,10 @@ from vdu.noising import Clean
 from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["NoisedBank", "fill_bank", "network_batches"]
+__all__ = ["BANK_ITEMS", "NoisedBank", "fill_bank", "network_batches"]
 
 NETWORK_BATCH = 128
-BANK_ITEMS = 3072  # `MethodSettings.bank_items` has the same
+BANK_ITEMS = 3072
 BANK_BYTES = 2**30
 FEWEST_DRAWS = 4
 
@@ -78,16 +78,16 @@ def fill_bank(
     stream: str,
     *,
     precision: str = "fp32",
-    items: int = 0,
+    items: int = BANK_ITEMS,
     draws: int | None = None,
     t_range: tuple[float, float] = (0.0, 1.0),
 ) -> NoisedBank:
     """Noise ``images`` ``(N, *latent_shape)`` at times in ``t_range`` · T and ask the frozen network.
 
-    Deterministic for (seed, stream). ``draws`` is as many as make ``items`` (0: `BANK_ITEMS`) where it is not given.
+    Deterministic for (seed, stream). ``draws`` is as many as make ``items`` where it is not given.
     """
     clean = Clean.of(images)
-    draws, g = draws or _draws(clean.x_0, items or BANK_ITEMS), generator(seed, "bank", stream)
+    draws, g = draws or _draws(clean.x_0, items), generator(seed, "bank", stream)
     count = draws * len(images)
     share = (torch.arange(draws).repeat_interleave(len(images)) + torch.rand(count, generator=g)) / draws
     share = t_range[0] + (t_range[1] - t_range[0]) * share

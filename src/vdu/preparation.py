@@ -12,7 +12,7 @@ from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
-from vdu.noised_bank import NoisedBank, fill_bank
+from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
 from vdu.responsibility import responsibilities
@@ -25,7 +25,7 @@ __all__ = ["Preparation"]
 class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
-    ``own_count``, ``bank_items`` (0: the bank's own default) and ``score_steps`` say how much work that may be;
+    ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     """
 
@@ -34,7 +34,7 @@ class Preparation:
     seed: int
     precision: str = "fp32"
     own_count: int = 512
-    bank_items: int = 0
+    bank_items: int = BANK_ITEMS
     score_steps: int = 100
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None

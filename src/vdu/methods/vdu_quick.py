@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from vdu.methods import vdu_bayes
-from vdu.objective import Count, Method, Objective
+from vdu.objective import Count, Method, Objective, Samples
 from vdu.preparation import Preparation
 
 __all__ = ["METHOD"]
@@ -20,7 +20,7 @@ class Settings(vdu_bayes.Settings):
 
     steps: Count = 80
     batch_size: Count = 16
-    own_samples: Count = 256
+    own_samples: Samples = 256
     bank_items: Count = 1024
     score_steps: Count = 50
     guard_every_steps: int = Field(80, ge=0)
