@@ -137,7 +137,7 @@ def test_help_needs_no_heavy_import():
 
 def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
     suite = read_suite("mnist-digits")
-    assert len(list(suite.runs())) == 10 * 3 * 3
+    assert len(list(suite.runs())) == 10 * 3 * 4
     with pytest.raises(VduError, match="did you mean 'mnist-digits'"):
         read_suite("mnist-digit")
     bad = tmp_path / "bad.toml"
