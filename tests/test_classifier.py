@@ -25,10 +25,10 @@ def _corpus(count, seed=0):
 @pytest.mark.parametrize("architecture", ["plain", "residual"])
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
 def test_a_folder_holds_what_was_measured(architecture, weights, tmp_path):
-    settings = ClassifierSettings(architecture=architecture, width=4, epochs=5, weights=weights)
+    settings = ClassifierSettings(architecture=architecture, width=4, epochs=10, weights=weights)
     test = _corpus(50, seed=1)
     model, card = train_classifier(_corpus(64), test, settings, batch_size=16)
-    assert card.test_accuracy > 0.8
+    assert card.test_accuracy > 0.9
     save_classifier(model, card, tmp_path / "classifier")
     stored = load_file(tmp_path / "classifier" / "model.safetensors")
     assert stored["head.weight"].dtype == {"fp32": torch.float32, "fp16": torch.float16}[weights]
