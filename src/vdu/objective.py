@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vdu.noised_bank import BANK_ITEMS
 from vdu.plasticity import Term
 from vdu.precision import autocast
-from vdu.preparation import Preparation
+from vdu.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
 from vdu.stability import WeightStability
 
 __all__ = [
@@ -64,9 +64,9 @@ class MethodSettings(BaseModel):
     parameters: str = Field("*", description="glob of names to train, (not-)cross-attention, or lora")
     lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
-    own_samples: Samples = Field(512, description="samples of the original that method and guard learn from")
+    own_samples: Samples = Field(OWN_SAMPLES, description="samples of the original that method and guard learn from")
     bank_items: Count = Field(BANK_ITEMS, description="noised forget images, and noised own samples, in the banks")
-    score_steps: Count = Field(100, description="steps in which the score of the forget set is fitted")
+    score_steps: Count = Field(SCORE_STEPS, description="steps in which the score of the forget set is fitted")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 

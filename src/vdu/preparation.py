@@ -18,7 +18,10 @@ from vdu.posterior import Posterior
 from vdu.responsibility import responsibilities
 from vdu.sampling import DEFAULT_STEPS, sample
 
-__all__ = ["Preparation"]
+__all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
+
+OWN_SAMPLES = 512
+SCORE_STEPS = 100
 
 
 @dataclass
@@ -33,9 +36,9 @@ class Preparation:
     forget: Clean
     seed: int
     precision: str = "fp32"
-    own_count: int = 512
+    own_count: int = OWN_SAMPLES
     bank_items: int = BANK_ITEMS
-    score_steps: int = 100
+    score_steps: int = SCORE_STEPS
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
