@@ -68,6 +68,22 @@ def _small_banks(monkeypatch):
     monkeypatch.setattr("vdu.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
 
 
+def write_idx(path, tensor):
+    """An IDX file of bytes."""
+    header = b"\x00\x00\x08" + bytes([tensor.ndim]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
+    path.write_bytes(header + tensor.numpy().tobytes())
+
+
+def make_mnist_data(folder):
+    """Twenty images of noise, two of each digit, as MNIST's training files; returns their folder."""
+    data = folder / "data"
+    data.mkdir()
+    g = torch.Generator().manual_seed(0)
+    write_idx(data / "train-images-idx3-ubyte", torch.randint(0, 256, (20, 8, 8), generator=g, dtype=torch.uint8))
+    write_idx(data / "train-labels-idx1-ubyte", torch.arange(20, dtype=torch.uint8) % 10)
+    return data
+
+
 def run_vdu(monkeypatch, capsys, *arguments):
     """Exit code, standard output and standard error of the command line."""
     monkeypatch.setattr(sys, "argv", ["vdu", *map(str, arguments)])

@@ -38,6 +38,9 @@ def folder(tmp_path):
     return tmp_path
 
 
+BRIGHTNESS = ("--detector", "test_cli:brightness")
+
+
 def _unlearn(monkeypatch, capsys, folder, *more):
     short = ("--set", "steps=2", "--set", "guard_every_steps=1", "--share", "0.3", "--precision", "fp32")
     basic = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "clean")
@@ -69,6 +72,28 @@ def _refused(result, *said):
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert all(text in err for text in said), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--target", "bright"), ("does not come with a detector", "--detector")),
+        (("--target", "bright", *BRIGHTNESS, "--oracle", "model"), ("an oracle", "--reference")),
+        (("--target", "bright", *BRIGHTNESS, "--oracle", "mnist"), ("different shape",)),
+        (("--target", "brite", *BRIGHTNESS), ("no class 'brite'", "bright")),
+    ],
+)
+def test_bad_input_to_evaluate_is_one_line(arguments, said, folder, monkeypatch, capsys):
+    arguments = [folder / "model" if a == "model" else a for a in arguments]
+    _refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
+
+
+def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
+    few = ("--samples", "4", "--sampler-steps", "1")
+    code, out, err = run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "3", *few)
+    assert code == 0, err
+    assert "u-FID" in out
+    _refused(run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "three"), "no detector of mnist")
 
 
 @pytest.mark.parametrize(

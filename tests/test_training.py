@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_mnist_data, write_idx
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
@@ -17,19 +18,9 @@ from vdu.text_to_image.recipe import is_text_recipe
 from vdu.training import RECIPES, Recipe, checkpoint_steps, read_recipe, train
 
 
-def _idx(path, tensor):
-    header = b"\x00\x00\x08" + bytes([tensor.ndim]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
-    path.write_bytes(header + tensor.numpy().tobytes())
-
-
 @pytest.fixture
 def data(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    g = torch.Generator().manual_seed(0)
-    _idx(folder / "train-images-idx3-ubyte", torch.randint(0, 256, (20, 8, 8), generator=g, dtype=torch.uint8))
-    _idx(folder / "train-labels-idx1-ubyte", torch.arange(20, dtype=torch.uint8) % 10)
-    return folder
+    return make_mnist_data(tmp_path)
 
 
 @pytest.fixture
@@ -144,7 +135,7 @@ def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
     images.with_name(f"{images.name}.gz").write_bytes(b"not packed")
     with pytest.raises(VduError, match="cannot be unpacked"):
         load_corpus("mnist", data)
-    _idx(images, torch.zeros(19, 8, 8, dtype=torch.uint8))
+    write_idx(images, torch.zeros(19, 8, 8, dtype=torch.uint8))
     with pytest.raises(VduError, match="19 images and 20 labels"):
         load_corpus("mnist", data)
 

@@ -121,15 +121,16 @@ def evaluate(
     """Compare two models (pipelines, folders or `Backbone`s) on ``sampler.count`` paired samples.
 
     ``before`` takes the original's samples where they are already made with the same sampler. Raises `VduError` for an
-    unknown class, models of different shape, or a reference of another extractor.
+    unknown class, models of different shape, a reference of another extractor, or an oracle without a reference.
     """
     started, sampler, judge = time.monotonic(), sampler or Sampler(), load_detector(detector)
-    first, second = (m if isinstance(m, Backbone) else load_backbone(m) for m in (original, unlearned))
-    if first.shape != second.shape:
-        raise VduError(f"the models make images of different shape: {first.shape} and {second.shape}")
+    first = original if isinstance(original, Backbone) else load_backbone(original)
+    second, third = _like(first, unlearned), None if oracle is None else _like(first, oracle)
     index = judge.class_index(target)
     if isinstance(reference, (str, Path)):
         reference = load_reference(Path(reference), judge, first.shape)
+    if third is not None and reference is None:
+        raise VduError("an oracle is measured by its distance to real images: give --reference")
     before = sampler.draw(first) if before is None else before
     record = _heading(first, second, judge, target, sampler, reference)
     same = record["original_sha256"] == record["unlearned_sha256"]
@@ -137,11 +138,19 @@ def evaluate(
     seen_before, seen_after = judge(before), judge(after)
     record |= figures(seen_before, seen_after, index, len(judge.class_names), reference)
     record["u_fid_oracle"] = None
-    if oracle is not None and reference is not None:
-        seen = judge(sampler.draw(oracle if isinstance(oracle, Backbone) else load_backbone(oracle, first.prompts)))
+    if third is not None and reference is not None:
+        seen = judge(sampler.draw(third))
         record["u_fid_oracle"] = _feature_figures(seen, seen, reference.retained(index), index)["u_fid"]
     record["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(record, before, after, (seen_before.predicted == index).tolist())
+
+
+def _like(first: Backbone, model: Any) -> Backbone:
+    """A model that is to be sampled as ``first`` is. Raises `VduError` where its images have another shape."""
+    second = model if isinstance(model, Backbone) else load_backbone(model, first.prompts)
+    if first.shape != second.shape:
+        raise VduError(f"the models make images of different shape: {first.shape} and {second.shape}")
+    return second
 
 
 def _heading(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vdu.concept_prompts import DOMAINS
+from vdu.errors import VduError, nearest
 from vdu.prompts import Prompts, read_prompts
 
 __all__ = ["ZooModel", "find_zoo_model", "zoo_models"]
@@ -95,6 +96,16 @@ class ZooModel:
     def class_names(self) -> list[str]:
         """The classes that the model's classifiers tell apart."""
         return [name for names in self._names_by_domain for name in names]
+
+    def classifier_of(self, class_name: str) -> Path:
+        """The classifier that knows a class. Raises `VduError` with the nearest names where none does."""
+        folders = list(self.concept_classifiers.values()) or [self.classifier]
+        for folder, names in zip(folders, self._names_by_domain, strict=True):
+            if class_name in names:
+                return folder
+        raise VduError(
+            f"no detector of {self.name} has a class {class_name!r}: {nearest(class_name, self.class_names)}"
+        )
 
     @property
     def forget_images(self) -> str:

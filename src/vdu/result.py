@@ -142,10 +142,9 @@ def most_seen_class(detector: Detector, forget: ImageSet) -> str:
 def shipped_detector(zoo: ZooModel, forget: ImageSet, target: str | None = None) -> Detector:
     """The classifier that comes with a shipped model; of several, the one that has ``target``, or else the one that
     sees one and the same class in most forget images."""
-    folders = list(zoo.concept_classifiers.values()) or [zoo.classifier]
-    judges = [judge for folder in folders if target in (judge := load_detector(folder)).class_names or target is None]
-    if not judges:
-        raise VduError(f"no detector of {zoo.name} has a class {target!r}: {nearest(str(target), zoo.class_names)}")
+    if target is not None:
+        return load_detector(zoo.classifier_of(target))
+    judges = [load_detector(folder) for folder in zoo.concept_classifiers.values() or [zoo.classifier]]
 
     def largest(judge: Detector) -> int:
         predicted = judge(forget.images).predicted

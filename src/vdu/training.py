@@ -71,7 +71,10 @@ class Training(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings, its judge."""
+    """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings, its judge.
+
+    ``without``: classes that the network never sees, which makes it the oracle that unlearning is measured against.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -80,12 +83,18 @@ class Recipe(BaseModel):
     noise: dict[str, Any]
     training: Training
     classifier: ClassifierSettings = ClassifierSettings()
+    without: list[str] = []
 
     def sha256(self) -> str:
         """Identifies what the model depends on: a state file of another recipe is refused on resume."""
         # Without settings at their default: a setting that is added later leaves older hashes and state files valid.
         settings = self.model_dump_json(exclude_defaults=True, exclude={"classifier"})
         return hashlib.sha256(settings.encode()).hexdigest()
+
+    def comparable(self) -> str:
+        """Identifies what an oracle shares with the model that saw every class: all but that, and the precision."""
+        training = self.training.model_copy(update={"precision": "auto"})
+        return self.model_copy(update={"without": [], "training": training}).sha256()
 
     def shorter(self) -> set[str]:
         """Hashes of this recipe without its last cycles: what they have left is gone on with."""
@@ -103,16 +112,20 @@ class Recipe(BaseModel):
         return corpus.resized(size)
 
 
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name or a TOML file by path. Raises `VduError` for unknown names and settings."""
+def read_recipe(name: str, without: Collection[str] = ()) -> Recipe:
+    """A shipped recipe by name or a TOML file by path; ``without`` as of `Recipe`.
+
+    Raises `VduError` for unknown names and settings.
+    """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = [p.stem for p in RECIPES.glob("*.toml")]
         raise VduError(f"no recipe {name!r}: {nearest(name, known)}; or give a .toml file")
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"recipe {path.name} is not valid: {' '.join(str(error).split())}") from error
+    return recipe.model_copy(update={"without": sorted(without)}) if without else recipe
 
 
 def min_snr_weight(alpha_bar: Tensor, gamma: float) -> Tensor:
@@ -164,7 +177,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA weights, for the posterior), ``out/log.jsonl``
     and ``out/provenance.json``. Returns the pipeline folder.
     """
-    corpus, settings = recipe.load_corpus(data), recipe.training
+    corpus, settings = recipe.load_corpus(data).without(recipe.without), recipe.training
     torch.manual_seed(settings.seed)
     model, scheduler = UNet2DModel(**recipe.unet), DDPMScheduler(**recipe.noise)
     average = train_with_average(
@@ -214,7 +227,9 @@ def _finish(recipe: Recipe, corpus: Corpus, average: UNet2DModel, scheduler: DDP
     with replacing(out / "pipeline") as beside:
         DDPMPipeline(unet=average, scheduler=scheduler).save_pretrained(beside)
     provenance = {
-        "command": f"vdu train {recipe.name} --data DATA --out OUT",
+        "command": " ".join(
+            [f"vdu train {recipe.name} --data DATA --out OUT", *(f"--without {c}" for c in recipe.without)]
+        ),
         "recipe": recipe.model_dump(),
         "recipe_sha256": recipe.sha256(),
         "data_sha256": corpus.sha256,

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from vdu.backbone import load_backbone
+from vdu.backbone import Backbone, load_backbone
 from vdu.bench.suite import Run, Suite, zoo_model
 from vdu.detector import load_detector
 from vdu.evaluation import Sampler, evaluate
@@ -44,20 +44,24 @@ class ClassRuns:
 
     def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
         """Figures; no picture."""
+        return self.compare(load_backbone(done.pipeline), run), None
+
+    def compare(self, unlearned: Backbone, run: Run) -> dict[str, Any]:
+        """The record of the figures of any model beside the original."""
         assert self.suite.samples is not None
         sampler = Sampler(steps=self.suite.sampler_steps, seed=run.sampling_seed, count=self.suite.samples)
         if run.seed not in self._before:
             self._before[run.seed] = sampler.draw(self.original)
         evaluation = evaluate(
             self.original,
-            load_backbone(done.pipeline),
+            unlearned,
             self.detector,
             run.target,
             reference=self.reference,
             sampler=sampler,
             before=self._before[run.seed],
         )
-        return evaluation.record, None
+        return evaluation.record
 
     def row(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """PUL with its interval, shares, distances."""

@@ -28,6 +28,7 @@ SUITES = Path(__file__).parent / "suites"
 class Arm(BaseModel):
     """A method with settings, under a label; ``forget_images`` takes the first few of the shipped ones.
 
+    ``targets``: those of the suite's that it is measured on; all where it names none.
     ``prompt``: with which words a text-to-image model is given the images; ``none`` is the images alone.
     """
 
@@ -35,6 +36,7 @@ class Arm(BaseModel):
     method: str
     settings: dict[str, Any] = {}
     share: float | None = None
+    targets: list[str] | None = None
     forget_images: int | None = Field(None, ge=1)
     prompt: Literal["none", "concept"] = "none"
 
@@ -71,7 +73,7 @@ class Suite(BaseModel):
         """All runs, seed by seed, so that an unfinished suite has every target once before any twice."""
         for seed in self.seeds:
             for label, arm in self.methods.items():
-                for target in self.targets:
+                for target in arm.targets or self.targets:
                     yield Run(label, arm, target, seed)
 
 
@@ -119,6 +121,9 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
         raise VduError(f"{said} the model {zoo.name} needs {wanted}")
     if suite.concept is None and any(arm.prompt != "none" for arm in suite.methods.values()):
         raise VduError(f"{said} the model {zoo.name} takes no prompts: leave prompt out")
+    others = [t for arm in suite.methods.values() for t in arm.targets or [] if t not in suite.targets]
+    if others:
+        raise VduError(f"{said} the target {others[0]!r} of a method is not one of the suite's targets")
     for target in suite.targets:
         if target not in zoo.class_names:
             raise VduError(f"{said} {zoo.name} knows no class {target!r}: {nearest(target, zoo.class_names)}")

@@ -10,9 +10,14 @@ from typing import Any
 
 from vdu.errors import VduError
 
-__all__ = ["is_of_concepts", "read_results", "read_rows", "render", "summary"]
+__all__ = ["RETRAIN", "is_of_concepts", "read_results", "read_rows", "render", "summary"]
 
-CLASS_COLUMNS = ("pul", "share_after", "share_none", "u_fid", "u_fid_ratio", "total_variation", "changed", "seconds")
+RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
+
+CLASS_COLUMNS = (
+    *("pul", "share_after", "share_none", "u_fid", "u_fid_original", "u_fid_oracle", "u_fid_ratio"),
+    *("total_variation", "changed", "seconds"),
+)
 BOTH = ("ua", "ua_none", "ua_paraphrase", "ira", "cra", "cra_target")  # which the original model has too
 CONCEPT_COLUMNS = (*BOTH[:3], "ua_attack", *BOTH[3:], "fid_to_original", "seconds")
 
@@ -26,9 +31,15 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
-    """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
+    """Rows of all finished runs, by method, target and seed, each with the oracle's u-FID where there is one.
+
+    Raises `VduError` where there is no result.
+    """
     rows = [content.get("row", content) for content in read_results(suite, results)]
+    oracles = {(r["target"], r["seed"]): r["u_fid"] for r in rows if r.get("method") == RETRAIN}
     for row in rows:
+        if "pul" in row:
+            row["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
         if row.get("u_fid") is not None and row.get("u_fid_original"):
             row["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))

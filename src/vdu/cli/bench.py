@@ -47,6 +47,22 @@ def bench_run(
     run_suite(read_suite(suite, forget), results, limit, jobs, typer.echo, cluster)
 
 
+@app.command("oracle")
+def bench_oracle(
+    suite: Suite,
+    oracles: Annotated[
+        Path, typer.Option(help="folder with a run folder of `vdu train --without CLASS` for each CLASS")
+    ],
+    results: Results = Path("results"),
+) -> None:
+    """Measure models that were trained without a class, as the rows `retrain` of a suite."""
+    quiet()
+    from vdu.bench.oracle import measure_oracles
+    from vdu.bench.suite import read_suite
+
+    measure_oracles(read_suite(suite), oracles, results, typer.echo)
+
+
 @app.command("show")
 def bench_show(
     suite: Suite,

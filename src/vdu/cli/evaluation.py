@@ -35,11 +35,27 @@ def print_evaluation(evaluation: Evaluation) -> None:
         typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
 
 
+def _shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:
+    """Detector and reference as given; without a detector those that come with the shipped ``model``."""
+    from vdu.errors import VduError
+    from vdu.model_zoo import find_zoo_model
+
+    if detector is not None:
+        return detector, reference
+    zoo = find_zoo_model(model)
+    if zoo is None:
+        raise VduError(f"{model} does not come with a detector: give --detector FOLDER or module:function")
+    folder = zoo.classifier_of(target)
+    return str(folder), reference or (zoo.reference if folder == zoo.classifier else None)
+
+
 def evaluate(
     original: Model,
     unlearned: Model,
-    detector: Annotated[str, typer.Option(help="classifier folder or module:function")],
     target: Annotated[str, typer.Option(help="the detector's class that was forgotten")],
+    detector: Annotated[
+        str | None, typer.Option(help="classifier folder or module:function; default: the shipped model's own")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
     oracle: Annotated[str | None, typer.Option(help="a model retrained without the class")] = None,
     samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,
@@ -59,10 +75,12 @@ def evaluate(
 
     if out:
         refuse_existing(out, overwrite)
+    detector, reference = _shipped_judge(original, target, detector, reference)
     sampler = Sampler(sampler_steps, precision, seed, samples)
     asked = make_prompts(original, None, prompts, guidance_scale)
     first, second = open_model(original, asked, config), open_model(unlearned, asked)
-    evaluation = compare(first, second, detector, target, reference=reference, oracle=oracle, sampler=sampler)
+    third = open_model(oracle, asked) if oracle else None
+    evaluation = compare(first, second, detector, target, reference=reference, oracle=third, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
     print_evaluation(evaluation)
     if out:

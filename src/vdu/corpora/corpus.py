@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -81,6 +82,15 @@ class Corpus:
         if class_name not in self.class_names:
             raise VduError(f"{self.name} has no class {class_name!r}: {nearest(class_name, self.class_names)}")
         return (self.labels == self.class_names.index(class_name)).nonzero().flatten()
+
+    def without(self, class_names: Collection[str]) -> Corpus:
+        """All images but those of ``class_names``; labels keep their meaning. Raises `VduError` as `of_class` does."""
+        kept = torch.ones(len(self.labels), dtype=torch.bool)
+        for name in class_names:
+            kept[self.of_class(name)] = False
+        if not kept.any():
+            raise VduError(f"no image of {self.name} is left: leave at least one class in")
+        return replace(self, images=self.images[kept], labels=self.labels[kept])
 
     def resized(self, size: int) -> Corpus:
         """Images of ``size`` × ``size``: each pixel the mean of an area; ``size`` must divide the old one."""

@@ -1,0 +1,75 @@
+"""The oracle's rows of a suite: models that were trained without a class, measured as if they had forgotten it.
+
+``FOLDER/<class>`` is a run folder of ``vdu train RECIPE --without <class>`` with the recipe of the suite's model. Its
+row has the method ``retrain``: what remains of the class, and how far the samples are from the retained images, with as
+much training as the original had. Nothing that unlearns can be expected to come nearer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vdu.backbone import Backbone, load_backbone
+from vdu.bench.class_runs import ClassRuns
+from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
+from vdu.bench.tables import RETRAIN
+from vdu.checkpoint import replacing
+from vdu.errors import VduError
+from vdu.training import Recipe
+
+__all__ = ["measure_oracles"]
+
+
+def _trained_as(suite: Suite, folder: Path, target: str) -> dict[str, Any]:
+    """The oracle's provenance. Raises `VduError` where it is not the suite's model but for the class left out."""
+    try:
+        provenance: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
+    except OSError as error:
+        raise VduError(
+            f"{folder} has no provenance.json: finish `vdu train --without {target}` into it first"
+        ) from error
+    oracle = Recipe.model_validate(provenance["recipe"])
+    original = Recipe.model_validate(zoo_model(suite).provenance["recipe"])
+    if oracle.without != [target]:
+        raise VduError(f"{folder} was trained without {oracle.without or 'nothing'}, not without [{target!r}]")
+    if oracle.comparable() != original.comparable():
+        raise VduError(f"{folder} was trained by another recipe than {suite.model}: train it with that one")
+    return provenance
+
+
+def _oracles(suite: Suite, folder: Path) -> dict[str, tuple[Backbone, dict[str, Any]]]:
+    """All that are there, with their provenance; every one is looked at before any is sampled."""
+    there = [target for target in suite.targets if (folder / target).is_dir()]
+    if not there:
+        raise VduError(f"no folder {folder}/<class> is of a class of {suite.name}: make one with `vdu train --without`")
+    return {t: (load_backbone(folder / t / "pipeline"), _trained_as(suite, folder / t, t)) for t in there}
+
+
+def _runs(suite: Suite, targets: list[str]) -> Iterator[Run]:
+    for seed in suite.seeds:
+        for target in targets:
+            yield Run(RETRAIN, Arm(method=RETRAIN, forget_images=None), target, seed)
+
+
+def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[str], None]) -> None:
+    """Write the rows that are missing. Raises `VduError` for a suite of concepts and for a model that is no oracle."""
+    if suite.concept is not None:
+        raise VduError(f"suite {suite.name} is of a model with text, which has no oracle yet")
+    oracles = _oracles(suite, folder)
+    runs = ClassRuns(suite)
+    for run in _runs(suite, list(oracles)):
+        path = result_path(results, suite, run)
+        if path.is_file():
+            continue
+        backbone, provenance = oracles[run.target]
+        evaluation = runs.compare(backbone, run)
+        steps = Recipe.model_validate(provenance["recipe"]).training.steps
+        row = {"method": run.label, "target": run.target, "seed": run.seed} | runs.row(evaluation)
+        row |= {"seconds": None, "threads": None, "steps": steps, "stop_reason": "trained without the class"}
+        with replacing(path) as beside:
+            result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation}
+            beside.write_text(json.dumps(result, indent=1) + "\n")
+        say(f"{run.label} {run.target} seed {run.seed}: {runs.said(row)}")
