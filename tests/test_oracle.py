@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import make_mnist_data, run_vdu
+from PIL import Image
 
 from vdu import VduError
 from vdu.bench.tables import read_rows
@@ -66,6 +67,8 @@ def test_an_oracle_is_another_recipe_that_can_be_compared():
 def test_the_oracles_row_fills_the_column_of_the_others(suite, oracles, tmp_path, monkeypatch, capsys):
     code, _, err = _oracle(suite, oracles, tmp_path, monkeypatch, capsys)
     assert (code, err) == (0, "")
+    with Image.open(tmp_path / "results" / "some" / "retrain-3-0.png") as picture:
+        assert picture.width > 16 * 28
     other = {"method": "ga", "target": "3", "seed": 0, "pul": 1.0, "u_fid": 9.0, "u_fid_original": 3.0}
     (tmp_path / "results" / "some" / "ga-3-0.json").write_text(json.dumps({"row": other}))
     rows = {row["method"]: row for row in read_rows("some", tmp_path / "results")}

@@ -14,15 +14,24 @@ from torch import Tensor
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.suite import Run, Suite, zoo_model
 from vdu.detector import load_detector
-from vdu.evaluation import Sampler, evaluate
+from vdu.evaluation import Evaluation, Sampler, evaluate
+from vdu.grids import before_after, thumbnails
 from vdu.reference import load_reference
 from vdu.result import Result
 from vdu.unlearning import unlearn
 
-__all__ = ["ClassRuns"]
+__all__ = ["ClassRuns", "first_pairs"]
+
+PAIRS, COLUMNS = 48, 16
 
 SHARES = ("share_before", "share_after", "share_none_before", "share_none")
 FIGURES = ("u_fid", "u_fid_original", "kid", "kid_original", "total_variation", "changed", "samples")
+
+
+def first_pairs(evaluation: Evaluation) -> Image.Image:
+    """The first samples, original above unlearned with the same seed; framed are those that were of the target."""
+    before, after = (thumbnails(images[:PAIRS]) for images in (evaluation.before, evaluation.after))
+    return before_after(before, after, COLUMNS, scale=1, marks=evaluation.marks[:PAIRS])
 
 
 class ClassRuns:
@@ -43,16 +52,17 @@ class ClassRuns:
         )
 
     def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
-        """Figures; no picture."""
-        return self.compare(load_backbone(done.pipeline), run), None
+        """Figures, and the first samples of both models."""
+        evaluation = self.compare(load_backbone(done.pipeline), run)
+        return evaluation.record, first_pairs(evaluation)
 
-    def compare(self, unlearned: Backbone, run: Run) -> dict[str, Any]:
-        """The record of the figures of any model beside the original."""
+    def compare(self, unlearned: Backbone, run: Run) -> Evaluation:
+        """Any model beside the original."""
         assert self.suite.samples is not None
         sampler = Sampler(steps=self.suite.sampler_steps, seed=run.sampling_seed, count=self.suite.samples)
         if run.seed not in self._before:
             self._before[run.seed] = sampler.draw(self.original)
-        evaluation = evaluate(
+        return evaluate(
             self.original,
             unlearned,
             self.detector,
@@ -61,7 +71,6 @@ class ClassRuns:
             sampler=sampler,
             before=self._before[run.seed],
         )
-        return evaluation.record
 
     def row(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """PUL with its interval, shares, distances."""

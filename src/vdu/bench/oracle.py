@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vdu.backbone import Backbone, load_backbone
-from vdu.bench.class_runs import ClassRuns
+from vdu.bench.class_runs import ClassRuns, first_pairs
+from vdu.bench.runner import Made, write_result
 from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
 from vdu.bench.tables import RETRAIN
-from vdu.checkpoint import replacing
 from vdu.errors import VduError
 from vdu.training import Recipe
 
@@ -66,10 +66,9 @@ def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[st
             continue
         backbone, provenance = oracles[run.target]
         evaluation = runs.compare(backbone, run)
+        row = {"method": run.label, "target": run.target, "seed": run.seed} | runs.row(evaluation.record)
         steps = Recipe.model_validate(provenance["recipe"]).training.steps
-        row = {"method": run.label, "target": run.target, "seed": run.seed} | runs.row(evaluation)
         row |= {"seconds": None, "threads": None, "steps": steps, "stop_reason": "trained without the class"}
-        with replacing(path) as beside:
-            result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation}
-            beside.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation.record}
+        write_result(Made(run, result, first_pairs(evaluation), runs.said(row)), path)
         say(f"{run.label} {run.target} seed {run.seed}: {runs.said(row)}")

@@ -28,7 +28,7 @@ from vdu.model_zoo import ZooModel
 from vdu.quiet import quiet
 from vdu.result import Result
 
-__all__ = ["Made", "Worker", "run_suite"]
+__all__ = ["Made", "Worker", "run_suite", "write_result"]
 
 
 class Runs(Protocol):
@@ -124,7 +124,8 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
             yield done.result()
 
 
-def _write(made: Made, path: Path) -> None:
+def write_result(made: Made, path: Path) -> None:
+    """The record's JSON file at ``path``, the picture beside it."""
     if made.picture is not None:
         with replacing(path.with_suffix(".png")) as beside:
             made.picture.save(beside, format="PNG", optimize=True)
@@ -150,5 +151,5 @@ def run_suite(
 
         made_runs = on_cluster(Worker, suite, missing, jobs, cluster)
     for number, made in enumerate(made_runs, 1):
-        _write(made, result_path(results, suite, made.run))
+        write_result(made, result_path(results, suite, made.run))
         say(f"[{number}/{len(missing)}] {made.run.label} {made.run.target} seed {made.run.seed}: {made.said}")

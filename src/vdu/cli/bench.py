@@ -29,7 +29,7 @@ def bench_run(
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="address of a Ray cluster that makes them, or auto")] = None,
 ) -> None:
-    """Make the runs of a suite that are not there yet, one JSON file each; text-to-image ones have a PNG too."""
+    """Make the runs of a suite that are not there yet, one JSON file and one PNG of samples each."""
     quiet()
     if suite == "step-cost":
         from vdu.bench.step_cost import run_step_cost
