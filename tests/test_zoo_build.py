@@ -10,7 +10,7 @@ from PIL import Image
 
 import vdu.zoo_build
 from vdu.bench.runner import run_suite
-from vdu.bench.suite import read_suite
+from vdu.bench.suite import read_suite, require_forget_images
 from vdu.cli import main
 from vdu.corpora import Corpus
 from vdu.errors import VduError
@@ -83,15 +83,16 @@ def _check_own_images(data, tmp_path):
         '[methods.finetune]\nmethod = "finetune"\nsettings = {steps = 1, batch_size = 2, guard_every_steps = 0}\n'
     )
     with pytest.raises(VduError, match=r"no forget images of class dog.*--data DATA --count 100.*--forget FORGET"):
-        read_suite(str(suite))
+        require_forget_images(read_suite(str(suite)))
     with pytest.raises(VduError, match="no PNG file in"):
-        read_suite(str(suite), tmp_path / "forget")
+        require_forget_images(read_suite(str(suite), tmp_path / "forget"))
     prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
     assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
     said = []
     run_suite(read_suite(str(suite), tmp_path / "by-class"), tmp_path / "results", None, 1, said.append)
     result = json.loads((tmp_path / "results" / "tiny-suite" / "finetune-dog-0.json").read_text())
     assert result["status"] == "done", said
+    assert (tmp_path / "results" / "tiny-suite" / "finetune-dog-0.png").is_file()
     assert result["unlearning"]["forget"]["source"] == "own:tiny/forget/dog"
     assert str(tmp_path) not in json.dumps(result)
 

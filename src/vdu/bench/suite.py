@@ -20,7 +20,7 @@ from vdu.model_zoo import ZooModel, find_zoo_model
 from vdu.prompt_attack import AttackBudget
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE
 
-__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "result_path", "zoo_model"]
+__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "require_forget_images", "result_path", "zoo_model"]
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -95,7 +95,7 @@ class Run:
 def read_suite(name: str, forget: Path | None = None) -> Suite:
     """A shipped suite by name or a TOML file by path; ``forget`` as of `Suite`.
 
-    Raises `VduError` for unknown names, settings and classes, and where there are no forget images.
+    Raises `VduError` for unknown names, settings and classes.
     """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
@@ -127,8 +127,14 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
     for target in suite.targets:
         if target not in zoo.class_names:
             raise VduError(f"{said} {zoo.name} knows no class {target!r}: {nearest(target, zoo.class_names)}")
+
+
+def require_forget_images(suite: Suite) -> None:
+    """Raises `VduError` where a target has none, and says how to come by them."""
+    zoo = zoo_model(suite)
+    for target in suite.targets:
         if not any(zoo.forget(target).glob("*.png")):
-            raise VduError(f"{said} no forget images of class {target}: {_where(zoo)}")
+            raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo)}")
 
 
 def _where(zoo: ZooModel) -> str:
