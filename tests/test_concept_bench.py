@@ -129,7 +129,7 @@ def test_the_concept_is_put_into_words_and_images_to_keep_are_of_the_same_domain
     assert ConceptPlan(template="{target} style", samples_per_prompt=1).words("fluent-3d") == "fluent 3d style"
 
 
-def test_show_and_the_list_know_them_and_plots_are_refused(results, tmp_path, monkeypatch, capsys):
+def test_tables_plots_and_the_list_know_them(results, tmp_path, monkeypatch, capsys):
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results)
     assert code == 0
     assert "| (original)" in out
@@ -137,12 +137,14 @@ def test_show_and_the_list_know_them_and_plots_are_refused(results, tmp_path, mo
     assert "0.00 (0.00 … 0.00)" in out
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results, "--format", "json")
     assert {row["method"] for row in json.loads(out)} == {"ga", "finetune, with prompt"}
-    for kind in ("frontier", "cost", "classes"):
-        options = ("--kind", kind, "--out", tmp_path / "x.svg", "--results", results)
+    for kind, code_expected in (("frontier", 0), ("cost", 0), ("classes", 2)):
+        options = ("--kind", kind, "--out", tmp_path / f"{kind}.svg", "--results", results)
         code, _, err = run_vdu(monkeypatch, capsys, "bench", "plot", "some", *options)
-        assert code == 2
-        assert len(err.strip().splitlines()) == 1
-        assert "no PUL" in err
+        assert code == code_expected, err
+    assert len(err.strip().splitlines()) == 1
+    assert "no shares of classes" in err
+    assert not (tmp_path / "classes.svg").exists()
+    assert b"IRA and CRA" in (tmp_path / "frontier.svg").read_bytes()
     code, out, _ = run_vdu(monkeypatch, capsys, "zoo", "list")
     assert "tiny: classes noto, blue-style, apple, pear" in out
 

@@ -1,7 +1,8 @@
 """Plots of a suite from its result files.
 
 frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better
-cost       PUL against seconds of unlearning, one point a run
+           of a text-to-image model: UA against the mean of IRA and CRA; right and up is better
+cost       PUL or UA against seconds of unlearning, one point a run
 classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
 """
 
@@ -19,34 +20,39 @@ from vdu.errors import VduError, nearest
 __all__ = ["KINDS", "plot"]
 
 
-def _points(suite: str, results: Path, x: str) -> list[dict[str, Any]]:
-    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None and r.get(x) is not None]
+def _scatter(figure: Any, suite: str, results: Path, x: str, label: str, scale: str) -> list[dict[str, Any]]:
+    """One point a run: its first figure over ``x``. Raises `VduError` where no run has both."""
+    every = read_rows(suite, results)
+    lead = "ua" if is_of_concepts(every) else "pul"
+    rows = [r for r in every if r.get(lead) is not None and r.get(x) is not None]
     if not rows:
-        raise VduError(f"no run of {suite} has both pul and {x}: finish some with `vdu bench run {suite}`")
+        raise VduError(f"no run of {suite} has both {lead} and {x}: finish some with `vdu bench run {suite}`")
+    axes = figure.subplots()
+    for method in sorted({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        axes.scatter([r[x] for r in mine], [r[lead] for r in mine], s=22, alpha=0.7, label=method)
+    axes.axhline(100, color="grey", linewidth=0.8)
+    axes.set_xscale(scale)
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"{lead.upper()}, percent")
+    axes.set_title(suite)
+    figure.legend(fontsize=8, loc="outside right upper")
     return rows
 
 
-def _scatter(figure: Any, suite: str, results: Path, x: str, label: str) -> None:
-    axes = figure.subplots()
-    rows = _points(suite, results, x)
-    for method in sorted({r["method"] for r in rows}):
-        mine = [r for r in rows if r["method"] == method]
-        axes.scatter([r[x] for r in mine], [r["pul"] for r in mine], s=22, alpha=0.7, label=method)
-    axes.axhline(100, color="grey", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel(label)
-    axes.set_ylabel("PUL, percent")
-    axes.set_title(suite)
-    figure.legend(fontsize=8, loc="outside right upper")
-
-
 def _frontier(figure: Any, suite: str, results: Path) -> None:
-    _scatter(figure, suite, results, "u_fid_ratio", "u-FID / u-FID of the original, filtered (log scale)")
-    figure.axes[0].axvline(1, color="grey", linewidth=0.8)
+    if is_of_concepts(read_rows(suite, results)):
+        rows = _scatter(figure, suite, results, "kept", "mean of IRA and CRA, percent (line: the original)", "linear")
+        original = mean(r["kept_original"] for r in rows)
+    else:
+        label = "u-FID / u-FID of the original, filtered (log scale)"
+        _scatter(figure, suite, results, "u_fid_ratio", label, "log")
+        original = 1.0
+    figure.axes[0].axvline(original, color="grey", linewidth=0.8)
 
 
 def _cost(figure: Any, suite: str, results: Path) -> None:
-    _scatter(figure, suite, results, "seconds", "seconds of unlearning (log scale)")
+    _scatter(figure, suite, results, "seconds", "seconds of unlearning (log scale)", "log")
 
 
 def _shift(result: dict[str, Any]) -> list[float]:
@@ -91,9 +97,9 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     """
     if kind not in KINDS:
         raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
-    if is_of_concepts(read_rows(suite, results)):
+    if kind == "classes" and is_of_concepts(read_rows(suite, results)):
         instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
-        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has UA, IRA and CRA, no PUL; {instead}")
+        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no shares of classes; {instead}")
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -30,18 +30,25 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in files]
 
 
-def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
-    """Rows of all finished runs, by method, target and seed, each with the oracle's u-FID where there is one.
+def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
+    """What follows from a row's figures: ratio of u-FIDs, mean of IRA and CRA, and the oracle's u-FID beside them."""
+    figures: dict[str, float | None] = {}
+    if "pul" in row:
+        figures["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
+    if row.get("u_fid") is not None and row.get("u_fid_original"):
+        figures["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
+    for suffix in ("", "_original"):
+        ira, cra = row.get(f"ira{suffix}"), row.get(f"cra{suffix}")
+        if ira is not None and cra is not None:
+            figures[f"kept{suffix}"] = (ira + cra) / 2
+    return figures
 
-    Raises `VduError` where there is no result.
-    """
+
+def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
+    """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
     rows = [content.get("row", content) for content in read_results(suite, results)]
     oracles = {(r["target"], r["seed"]): r["u_fid"] for r in rows if r.get("method") == RETRAIN}
-    for row in rows:
-        if "pul" in row:
-            row["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
-        if row.get("u_fid") is not None and row.get("u_fid_original"):
-            row["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
+    rows = [row | _derived(row, oracles) for row in rows]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
 
 
