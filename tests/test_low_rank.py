@@ -140,7 +140,7 @@ def test_what_cannot_be_is_refused_before_the_work(forget, pipeline, folder, tmp
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(VduError, match=re.escape("pip install 'vdu[lora]'")):
-        _unlearn(pipeline, folder, settings=LORA, on_ready=lambda: pytest.fail("the work began"))
+        _unlearn(pipeline, folder, settings=LORA, on_stage=lambda _: pytest.fail("the work began"))
 
 
 def test_the_command_line_writes_a_lora(pipeline, folder, tmp_path, monkeypatch, capsys):

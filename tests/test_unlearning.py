@@ -67,6 +67,18 @@ def test_another_seed_gives_other_tensors(forget):
     assert first.record["result_sha256"] != second.record["result_sha256"]
 
 
+def test_the_stages_of_the_preparation_are_told_before_the_first_step(forget):
+    told = []
+    unlearn(
+        make_pipeline(), forget, "vdu", settings=SHORT, on_stage=told.append, on_step=lambda r, _: told.append(r.step)
+    )
+    steps = [stage for stage in told if isinstance(stage, int)]
+    assert told[0] == "preparing"
+    assert told[-len(steps) :] == steps
+    for said in ("sampling the original, 12 images", "undesired part", "score of the forget images, 3 steps", "guard"):
+        assert any(said in stage for stage in told[: -len(steps)]), told
+
+
 def test_only_the_chosen_parameters_move(forget):
     result = _forget(forget, "guided", settings={"parameters": "mid_block.*", "learning_rate": 1e-6})
     before = dict(result.original.network.named_parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +30,7 @@ class Preparation:
 
     ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
+    ``on_stage`` is told what is being made.
     """
 
     backbone: Backbone
@@ -46,10 +47,16 @@ class Preparation:
     given_teacher: nn.Module | None = None
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
+    on_stage: Callable[[str], None] | None = None
+
+    def _begin(self, stage: str) -> None:
+        if self.on_stage is not None:
+            self.on_stage(stage)
 
     @cached_property
     def own_samples(self) -> Clean:
         """M samples of the original model."""
+        self._begin(f"sampling the original, {self.own_count} images")
         x_0 = sample(
             self.backbone,
             self.backbone.network,
@@ -97,6 +104,7 @@ class Preparation:
         return Clean(x_0, asked)
 
     def _bank(self, images: Clean, stream: str) -> NoisedBank:
+        self._begin(f"asking the original about noised {stream} images")
         return fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
 
     @cached_property
@@ -112,7 +120,9 @@ class Preparation:
     @cached_property
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind."""
-        return responsibilities(self.forget_bank, self.own_bank, self.seed, self.given_share)
+        forget, own = self.forget_bank, self.own_bank
+        self._begin("finding the undesired part of its images")
+        return responsibilities(forget, own, self.seed, self.given_share)
 
     @property
     def share(self) -> float:
@@ -134,6 +144,7 @@ class Preparation:
     @cached_property
     def forget_score(self) -> nn.Module:
         """The network fine-tuned on the forget images."""
+        self._begin(f"fitting the score of the forget images, {self.score_steps} steps")
         return fit_forget_score(
             self.backbone,
             self.forget,

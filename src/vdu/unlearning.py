@@ -60,6 +60,7 @@ class _Request:
     seed: int
     precision: str
     place: torch.device
+    on_stage: Callable[[str], None] | None
 
     def prepare(self, network: nn.Module) -> tuple[Preparation, Direction, Guard | None]:
         """What the method derives from its inputs, its objective for ``network``, and the guard if one is wanted."""
@@ -79,10 +80,13 @@ class _Request:
             given_teacher=teacher.network.to(self.place) if teacher else None,
             lora_rank=self.values.lora_rank if self.values.parameters == LORA else None,
             gradient_checkpointing=self.values.gradient_checkpointing,
+            on_stage=self.on_stage,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not self.values.guard_every_steps:
             return preparation, objective, None
+        if self.on_stage:
+            self.on_stage("sampling for the guard")
         look = detector_judge(*given.judge, self.backbone.decode) if given.judge else label_free_judge(preparation)
         return preparation, objective, Guard(preparation, look)
 
@@ -136,7 +140,7 @@ def unlearn(
     device: str | None = None,
     skip_unreadable: bool = False,
     state_folder: str | Path | None = None,
-    on_ready: Callable[[], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepRecord, Check | None], None] | None = None,
 ) -> Result:
     """Make ``model`` (pipeline, folder, checkpoint file, zoo name or hub id) forget the images ``forget``.
@@ -147,7 +151,7 @@ def unlearn(
     the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
     model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``precision``: see `vdu.precision`;
     ``config``: see `vdu.backbone.load_backbone`. ``state_folder`` makes the run resumable.
-    ``on_ready`` is called when all input is accepted and the work begins, ``on_step`` after each step.
+    ``on_stage`` is told what is being prepared, first when all input is accepted; ``on_step`` is called after a step.
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
@@ -174,10 +178,10 @@ def unlearn(
         target=target,
         skip_unreadable=skip_unreadable,
     )
-    request = _Request(chosen, values, backbone, inputs, share, seed, precision, place)
+    request = _Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
-    if on_ready:
-        on_ready()
+    if on_stage:
+        on_stage("preparing")
     name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
     return _carry_out(request, network, name, started, Path(state_folder) if state_folder else None, on_step)
 

@@ -95,10 +95,12 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     bar = Progress(*columns, TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), console=Console(stderr=True))
-    task = bar.add_task(
-        "forgetting", total=steps_hint, figures="preparing: own samples, their undesired part, forget score"
-    )
+    task = bar.add_task("forgetting", total=steps_hint, figures="")
     seen = {"share": "–"}
+
+    def on_stage(stage: str) -> None:
+        bar.start()
+        bar.update(task, figures=stage)
 
     def on_step(record: Any, check: Any) -> None:
         if check is not None:
@@ -106,7 +108,7 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
         bar.update(task, completed=record.step, figures=f"loss {record.loss:.4f}, {seen['share']}")
 
     try:
-        return unlearn(on_ready=bar.start, on_step=on_step, **arguments)
+        return unlearn(on_stage=on_stage, on_step=on_step, **arguments)
     finally:
         bar.stop()
 
@@ -194,6 +196,7 @@ def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: 
     for notice in result.forget.notices:
         typer.echo(f"notice: {notice}")
     if yardstick.detector:
+        typer.echo(f"measuring on {samples} samples of each model", err=True)
         precision, device = result.record["precision"], result.record["device"]
         sampler = Sampler(count=samples, steps=sampler_steps, precision=precision, device=device)
         measured = result.evaluate(yardstick.detector, yardstick.target, reference=yardstick.reference, sampler=sampler)
