@@ -136,6 +136,7 @@ def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
     _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
     _refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
     index = folder / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))
     _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")

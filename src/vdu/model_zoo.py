@@ -23,7 +23,7 @@ from vdu.concept_prompts import DOMAINS
 from vdu.errors import VduError, nearest
 from vdu.prompts import Prompts, read_prompts
 
-__all__ = ["ZooModel", "find_zoo_model", "zoo_models"]
+__all__ = ["ZooModel", "find_zoo_model", "named_model", "zoo_models"]
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -136,3 +136,15 @@ def zoo_models() -> list[ZooModel]:
 def find_zoo_model(name: str) -> ZooModel | None:
     """The shipped model of that name, or None."""
     return next((model for model in zoo_models() if model.name == name), None)
+
+
+def named_model(name: str) -> ZooModel | None:
+    """The shipped model of that name, or None for a folder, a file or a hub id.
+
+    Raises `VduError` with the nearest names where it can be none of them.
+    """
+    zoo = find_zoo_model(name)
+    if zoo is None and "/" not in name and not Path(name).exists():
+        known = [model.name for model in zoo_models()]
+        raise VduError(f"no model {name!r}: {nearest(name, known)}; or give a folder, a checkpoint file or a hub id")
+    return zoo

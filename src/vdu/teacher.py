@@ -11,7 +11,7 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone, weights_sha256
 from vdu.errors import VduError
-from vdu.model_zoo import find_zoo_model
+from vdu.model_zoo import named_model
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -35,7 +35,7 @@ def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
     prediction type or schedule.
     """
-    zoo = find_zoo_model(model) if isinstance(model, str) else None
+    zoo = named_model(model) if isinstance(model, str) else None
     other = load_backbone(zoo.pipeline if zoo else model)
     if type(other) is not type(backbone):
         kinds = f"{type(other.pipeline).__name__}, the model a {type(backbone.pipeline).__name__}"

@@ -20,7 +20,7 @@ from vdu.inputs import Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, run_loop
 from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
-from vdu.model_zoo import find_zoo_model
+from vdu.model_zoo import named_model
 from vdu.needs import check_needs
 from vdu.objective import Direction, Method, MethodSettings
 from vdu.parameters import LORA, trained_copy
@@ -160,7 +160,7 @@ def unlearn(
     _check_share(share)
     place = _resolve_device(device)
     precision = resolve_precision(precision, place)
-    zoo = find_zoo_model(model) if isinstance(model, str) else None
+    zoo = named_model(model) if isinstance(model, str) else None
     prior = zoo.shipped_posterior if zoo and posterior is None else posterior
     prompts = zoo.prompts if zoo and prompts is None else prompts
     words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None

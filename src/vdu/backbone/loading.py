@@ -35,8 +35,8 @@ def _class_name(path: str) -> str:
     """Of the pipeline in a folder or on the hub."""
     folder = Path(path)
     if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise VduError(f"no folder {path}: give a diffusers pipeline folder, a zoo name, or a hub id")
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise VduError(f"no folder {path}: give a diffusers pipeline folder, or a hub id, owner/name")
         return str(diffusers.DiffusionPipeline.load_config(path).get("_class_name", ""))
     index = folder / "model_index.json"
     if not index.is_file():

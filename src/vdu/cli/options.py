@@ -67,10 +67,10 @@ def make_prompts(model: str, prompt: str | None, neutral: Path | None, guidance_
 def open_model(name: str, prompts: Prompts | None = None, config: Path | None = None) -> Backbone:
     """The backbone of a zoo name, pipeline folder, checkpoint file or hub id."""
     from vdu.backbone import load_backbone
-    from vdu.model_zoo import find_zoo_model
+    from vdu.model_zoo import named_model
     from vdu.quiet import quiet
 
     quiet()
 
-    zoo = find_zoo_model(name)
+    zoo = named_model(name)
     return load_backbone(zoo.pipeline if zoo else name, prompts, config)
