@@ -92,6 +92,17 @@ def test_a_model_that_is_not_the_oracle_is_refused(changed, said, suite, oracles
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("written", [None, "{", "{}", '{"recipe": 3}'])
+def test_a_folder_that_is_no_run_is_refused(written, suite, oracles, tmp_path, monkeypatch, capsys):
+    file = oracles / "3" / "provenance.json"
+    file.unlink()
+    if written is not None:
+        file.write_text(written)
+    code, _, err = _oracle(suite, oracles, tmp_path, monkeypatch, capsys)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "no provenance.json of a recipe" in err
+
+
 def test_a_folder_without_oracles_is_refused(suite, tmp_path, monkeypatch, capsys):
     code, _, err = _oracle(suite, tmp_path, tmp_path, monkeypatch, capsys)
     assert code == 2

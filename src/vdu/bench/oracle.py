@@ -27,11 +27,10 @@ def _trained_as(suite: Suite, folder: Path, target: str) -> dict[str, Any]:
     """The oracle's provenance. Raises `VduError` where it is not the suite's model but for the class left out."""
     try:
         provenance: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
-    except OSError as error:
-        raise VduError(
-            f"{folder} has no provenance.json: finish `vdu train --without {target}` into it first"
-        ) from error
-    oracle = Recipe.model_validate(provenance["recipe"])
+        oracle = Recipe.model_validate(provenance["recipe"])
+    except (OSError, ValueError, KeyError) as error:
+        advice = f"finish `vdu train --without {target}` into it first"
+        raise VduError(f"{folder} has no provenance.json of a recipe: {advice}") from error
     original = Recipe.model_validate(zoo_model(suite).provenance["recipe"])
     if oracle.without != [target]:
         raise VduError(f"{folder} was trained without {oracle.without or 'nothing'}, not without [{target!r}]")
@@ -45,7 +44,8 @@ def _oracles(suite: Suite, folder: Path) -> dict[str, tuple[Backbone, dict[str, 
     there = [target for target in suite.targets if (folder / target).is_dir()]
     if not there:
         raise VduError(f"no folder {folder}/<class> is of a class of {suite.name}: make one with `vdu train --without`")
-    return {t: (load_backbone(folder / t / "pipeline"), _trained_as(suite, folder / t, t)) for t in there}
+    provenance = {target: _trained_as(suite, folder / target, target) for target in there}
+    return {target: (load_backbone(folder / target / "pipeline"), provenance[target]) for target in there}
 
 
 def _runs(suite: Suite, targets: list[str]) -> Iterator[Run]:

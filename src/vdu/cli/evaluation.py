@@ -38,11 +38,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def _shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:
     """Detector and reference as given; without a detector those that come with the shipped ``model``."""
     from vdu.errors import VduError
-    from vdu.model_zoo import find_zoo_model
+    from vdu.model_zoo import named_model
 
     if detector is not None:
         return detector, reference
-    zoo = find_zoo_model(model)
+    zoo = named_model(model)
     if zoo is None:
         raise VduError(f"{model} does not come with a detector: give --detector FOLDER or module:function")
     folder = zoo.classifier_of(target)
