@@ -50,11 +50,15 @@ def retain():
     return torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 
+def preparing_with(**few):
+    """`Preparation` with ``few`` in place of what a run's settings say."""
+    return lambda *a, **k: Preparation(*a, **(k | few))
+
+
 @pytest.fixture
 def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
-    few = {"own_count": 12, "score_steps": 3}
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | few)))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(own_count=12, score_steps=3))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
     head = vdu.preparation.fit_head
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import interrupted_after_state, run_vdu
+from conftest import interrupted_after_state, preparing_with, run_vdu
 from conftest import make_pipeline as make_image_pipeline
 from PIL import Image
 from test_stable_diffusion import make_pipeline
@@ -217,7 +217,7 @@ def _forget_folder(path):
 
 @pytest.mark.parametrize("method", WORDED)
 def test_a_run_from_words_moves_cross_attention_and_is_reproducible(method, tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | FEW)))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(**FEW))
     pipeline, folder = make_pipeline(tmp_path, "v_prediction"), _forget_folder(tmp_path / "bad")
     steps = 1 if method == "uce" else 2
     settings = {"steps": steps, "batch_size": 2, "guard_every_steps": 0} | (
@@ -278,7 +278,7 @@ def _run(pipeline, folder, method, steps, **options):
 
 @pytest.mark.parametrize("method", sorted(IMAGES))
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | FEW)))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(**FEW))
     pipeline, folder = make_pipeline(tmp_path), _forget_folder(tmp_path / "bad")
     whole = _run(pipeline, folder, method, 12)
     with interrupted_after_state(monkeypatch):
@@ -290,7 +290,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("method", WORDED)
 def test_a_larger_model_of_two_text_encoders_is_unlearned_from_words_too(method, tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | FEW)))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(**FEW))
     folder = _forget_folder(tmp_path / "bad")
     record = _run(make_xl_pipeline(tmp_path), folder, method, 1 if method == "uce" else 2).record
     assert all(math.isfinite(step["loss"]) for step in record["history"])

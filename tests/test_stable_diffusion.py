@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import run_vdu
+from conftest import preparing_with, run_vdu
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -32,7 +32,6 @@ from vdu.image_set import load_image_set
 from vdu.methods import METHODS
 from vdu.noising import Clean, draw
 from vdu.posterior import isotropic
-from vdu.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.sampling import sample
 
@@ -105,7 +104,7 @@ def pipeline(tmp_path):
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
     few = {"own_count": 8, "own_sampler_steps": 2}
-    monkeypatch.setattr("vdu.unlearning.Preparation", lambda *a, **k: Preparation(*a, **(k | few)))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(**few))
     monkeypatch.setattr("vdu.unlearning.Guard", partial(Guard, count=8, sampler_steps=2))
     monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)

@@ -61,6 +61,11 @@ class ZooModel:
         return self.folder / "reference.safetensors"
 
     @property
+    def shipped_reference(self) -> Path | None:
+        """The reference's file; None for a model that comes without."""
+        return self.reference if self.reference.is_file() else None
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What made the weights: recipe, data hash, seed, quality."""
         provenance: dict[str, Any] = json.loads((self.folder / "provenance.json").read_text())

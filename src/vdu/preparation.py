@@ -49,14 +49,15 @@ class Preparation:
     gradient_checkpointing: bool = False
     on_stage: Callable[[str], None] | None = None
 
-    def _begin(self, stage: str) -> None:
+    def begin(self, stage: str) -> None:
+        """Tell ``on_stage`` what is made next."""
         if self.on_stage is not None:
             self.on_stage(stage)
 
     @cached_property
     def own_samples(self) -> Clean:
         """M samples of the original model."""
-        self._begin(f"sampling the original, {self.own_count} images")
+        self.begin(f"sampling the original, {self.own_count} images")
         x_0 = sample(
             self.backbone,
             self.backbone.network,
@@ -104,7 +105,7 @@ class Preparation:
         return Clean(x_0, asked)
 
     def _bank(self, images: Clean, stream: str) -> NoisedBank:
-        self._begin(f"asking the original about noised {stream} images")
+        self.begin(f"asking the original about noised {stream} images")
         return fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
 
     @cached_property
@@ -121,7 +122,7 @@ class Preparation:
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind."""
         forget, own = self.forget_bank, self.own_bank
-        self._begin("finding the undesired part of its images")
+        self.begin("finding the undesired part of its images")
         return responsibilities(forget, own, self.seed, self.given_share)
 
     @property
@@ -144,7 +145,7 @@ class Preparation:
     @cached_property
     def forget_score(self) -> nn.Module:
         """The network fine-tuned on the forget images."""
-        self._begin(f"fitting the score of the forget images, {self.score_steps} steps")
+        self.begin(f"fitting the score of the forget images, {self.score_steps} steps")
         return fit_forget_score(
             self.backbone,
             self.forget,

@@ -125,7 +125,7 @@ def read_recipe(name: str, without: Collection[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"recipe {path.name} is not valid: {' '.join(str(error).split())}") from error
-    return recipe.model_copy(update={"without": sorted(without)}) if without else recipe
+    return recipe.model_copy(update={"without": sorted(set(without))}) if without else recipe
 
 
 def min_snr_weight(alpha_bar: Tensor, gamma: float) -> Tensor:

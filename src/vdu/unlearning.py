@@ -85,8 +85,7 @@ class _Request:
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not self.values.guard_every_steps:
             return preparation, objective, None
-        if self.on_stage:
-            self.on_stage("sampling for the guard")
+        preparation.begin("sampling for the guard")
         look = detector_judge(*given.judge, self.backbone.decode) if given.judge else label_free_judge(preparation)
         return preparation, objective, Guard(preparation, look)
 

@@ -66,8 +66,8 @@ def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[st
             continue
         backbone, provenance = oracles[run.target]
         evaluation = runs.compare(backbone, run)
-        row = {"method": run.label, "target": run.target, "seed": run.seed} | runs.row(evaluation.record)
-        steps = Recipe.model_validate(provenance["recipe"]).training.steps
+        steps = sum(provenance["recipe"]["training"]["cycle_steps"])
+        row = run.heading | runs.row(evaluation.record)
         row |= {"seconds": None, "threads": None, "steps": steps, "stop_reason": "trained without the class"}
         result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation.record}
         write_result(Made(run, result, first_pairs(evaluation), runs.said(row)), path)

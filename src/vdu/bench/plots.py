@@ -13,17 +13,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vdu.bench.tables import is_of_concepts, read_results, read_rows
+from vdu.bench.tables import is_of_concepts, lead_figure, read_results, read_rows
 from vdu.checkpoint import replacing
 from vdu.errors import VduError, nearest
 
 __all__ = ["KINDS", "plot"]
 
 
-def _scatter(figure: Any, suite: str, results: Path, x: str, label: str, scale: str) -> list[dict[str, Any]]:
+def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label: str, scale: str) -> None:
     """One point a run: its first figure over ``x``. Raises `VduError` where no run has both."""
-    every = read_rows(suite, results)
-    lead = "ua" if is_of_concepts(every) else "pul"
+    lead = lead_figure(every)
     rows = [r for r in every if r.get(lead) is not None and r.get(x) is not None]
     if not rows:
         raise VduError(f"no run of {suite} has both {lead} and {x}: finish some with `vdu bench run {suite}`")
@@ -37,22 +36,21 @@ def _scatter(figure: Any, suite: str, results: Path, x: str, label: str, scale: 
     axes.set_ylabel(f"{lead.upper()}, percent")
     axes.set_title(suite)
     figure.legend(fontsize=8, loc="outside right upper")
-    return rows
 
 
 def _frontier(figure: Any, suite: str, results: Path) -> None:
-    if is_of_concepts(read_rows(suite, results)):
-        rows = _scatter(figure, suite, results, "kept", "mean of IRA and CRA, percent (line: the original)", "linear")
-        original = mean(r["kept_original"] for r in rows)
+    rows, original = read_rows(suite, results), 1.0
+    if is_of_concepts(rows):
+        _scatter(figure, suite, rows, "kept", "mean of IRA and CRA, percent (line: the original)", "linear")
+        original = mean(r["kept_original"] for r in rows if "kept_original" in r)
     else:
         label = "u-FID / u-FID of the original, filtered (log scale)"
-        _scatter(figure, suite, results, "u_fid_ratio", label, "log")
-        original = 1.0
+        _scatter(figure, suite, rows, "u_fid_ratio", label, "log")
     figure.axes[0].axvline(original, color="grey", linewidth=0.8)
 
 
 def _cost(figure: Any, suite: str, results: Path) -> None:
-    _scatter(figure, suite, results, "seconds", "seconds of unlearning (log scale)", "log")
+    _scatter(figure, suite, read_rows(suite, results), "seconds", "seconds of unlearning (log scale)", "log")
 
 
 def _shift(result: dict[str, Any]) -> list[float]:

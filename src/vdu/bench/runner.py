@@ -57,10 +57,6 @@ class Made:
     said: str
 
 
-def _heading(run: Run) -> dict[str, Any]:
-    return {"method": run.label, "target": run.target, "seed": run.seed}
-
-
 def _source(zoo: ZooModel, record: dict[str, Any], target: str) -> dict[str, Any]:
     """The record without its steps, and with names in place of paths: ``own:`` where the images are the user's."""
     whose = "zoo" if zoo.images is None else "own"
@@ -79,12 +75,12 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
     try:
         done = runs.unlearn(run, images, retain)
     except VduError as error:
-        return {"status": "refused", "reason": str(error)} | _heading(run), None
+        return {"status": "refused", "reason": str(error)} | run.heading, None
     evaluation, picture = runs.evaluate(done, run)
     record = _source(zoo, done.record, run.target)
     cost = {"seconds": record["seconds"], "threads": torch.get_num_threads()}
     cost |= {key: record[key] for key in ("steps", "stop_reason")}
-    row = _heading(run) | runs.row(evaluation) | cost
+    row = run.heading | runs.row(evaluation) | cost
     return {"status": "done", "row": row, "unlearning": record, "evaluation": evaluation}, picture
 
 

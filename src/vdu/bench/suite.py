@@ -87,6 +87,11 @@ class Run:
     seed: int
 
     @property
+    def heading(self) -> dict[str, Any]:
+        """What a row of results starts with."""
+        return {"method": self.label, "target": self.target, "seed": self.seed}
+
+    @property
     def sampling_seed(self) -> int:
         """Of the evaluation's samples: never the unlearning seed."""
         return 1000 + self.seed

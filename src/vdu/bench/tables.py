@@ -10,7 +10,7 @@ from typing import Any
 
 from vdu.errors import VduError
 
-__all__ = ["RETRAIN", "is_of_concepts", "read_results", "read_rows", "render", "summary"]
+__all__ = ["RETRAIN", "is_of_concepts", "lead_figure", "read_results", "read_rows", "render", "summary"]
 
 RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
 
@@ -64,7 +64,7 @@ def is_of_concepts(rows: list[dict[str, Any]]) -> bool:
     return any("ua" in row for row in rows)
 
 
-def _lead(rows: list[dict[str, Any]]) -> str:
+def lead_figure(rows: list[dict[str, Any]]) -> str:
     """The first figure, which every finished run has."""
     return "ua" if is_of_concepts(rows) else "pul"
 
@@ -74,7 +74,7 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
 
     In a suite of concepts the original model is the first line, over the same targets and seeds.
     """
-    lead, columns = _lead(rows), CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
+    lead, columns = lead_figure(rows), CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
     lines = [["method", "runs", *columns]]
     if is_of_concepts(rows):
         once = {(r["target"], r["seed"]): r for r in rows if lead in r}.values()
@@ -95,7 +95,7 @@ def _aligned(lines: list[list[str]]) -> str:
 
 def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
     """PUL or UA of each method (columns) on each target (lines), mean (least … most) over seeds."""
-    methods, lead = sorted({r["method"] for r in rows}), _lead(rows)
+    methods, lead = sorted({r["method"] for r in rows}), lead_figure(rows)
     lines = [[f"{lead.upper()} of target", *methods]]
     for target in sorted({str(r["target"]) for r in rows}):
         of_target = [r for r in rows if str(r["target"]) == target]

@@ -45,8 +45,7 @@ def _shipped_judge(model: str, target: str, detector: str | None, reference: Pat
     zoo = named_model(model)
     if zoo is None:
         raise VduError(f"{model} does not come with a detector: give --detector FOLDER or module:function")
-    folder = zoo.classifier_of(target)
-    return str(folder), reference or (zoo.reference if folder == zoo.classifier else None)
+    return str(zoo.classifier_of(target)), reference or zoo.shipped_reference
 
 
 def evaluate(

@@ -82,8 +82,7 @@ def _yardstick(
                 raise VduError(f"{name} needs a detector: give --detector too")
         return Yardstick(None, None, None)
     name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
-    shipped = zoo.reference if zoo and not detector and zoo.reference.is_file() else None
-    path = reference or shipped
+    path = reference or (zoo.shipped_reference if zoo and not detector else None)
     return Yardstick(judge, name, load_reference(path, judge, backbone.shape) if path else None)
 
 

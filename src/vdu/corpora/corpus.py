@@ -85,6 +85,8 @@ class Corpus:
 
     def without(self, class_names: Collection[str]) -> Corpus:
         """All images but those of ``class_names``; labels keep their meaning. Raises `VduError` as `of_class` does."""
+        if not class_names:
+            return self
         kept = torch.ones(len(self.labels), dtype=torch.bool)
         for name in class_names:
             kept[self.of_class(name)] = False
