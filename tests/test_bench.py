@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import run_vdu
 
+from vdu import VduError
 from vdu.bench.plots import plot
 from vdu.bench.tables import read_rows
 
@@ -44,3 +45,17 @@ def test_an_unknown_plot_and_a_suite_without_results_are_one_line(results, tmp_p
         assert code == 2
         assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "x.svg").exists()
+
+
+def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_path):
+    out = tmp_path / "x.svg"
+    with pytest.raises(VduError, match="all given as many forget images"):
+        plot("amount", "some", results, out)
+    for number, path in enumerate(sorted((results / "some").glob("*.json"))):
+        content = json.loads(path.read_text())
+        content["row"] |= {"pul_low": 30.0, "pul_high": 99.0}
+        content["unlearning"] = {"forget": {"images": 5 * (1 + number)}, "posterior": None}
+        path.write_text(json.dumps(content))
+    assert sorted(r["forget_images"] for r in read_rows("some", results)) == [5, 10, 15, 20]
+    plot("amount", "some", results, out)
+    assert b"forget images (log scale)" in out.read_bytes()

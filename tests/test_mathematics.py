@@ -147,6 +147,12 @@ def test_wilson_interval_of_nothing_is_not_zero_wide():
     assert found.high == pytest.approx(3.7, abs=0.1)
 
 
+@pytest.mark.parametrize("count", [30, 100, 500, 2000])
+def test_wilson_interval_of_none_and_of_all_ends_exactly_there(count):
+    assert share_interval(torch.zeros(count, dtype=torch.bool)).low == 0
+    assert share_interval(torch.ones(count, dtype=torch.bool)).high == 100
+
+
 def test_best_bin_share_finds_a_separable_share():
     assert best_bin_share(torch.full((200,), 0.12), 2000) == pytest.approx(0.12)
 

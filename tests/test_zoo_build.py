@@ -10,7 +10,7 @@ from PIL import Image
 
 import vdu.zoo_build
 from vdu.bench.runner import run_suite
-from vdu.bench.suite import read_suite, require_forget_images
+from vdu.bench.suite import read_suite, require_inputs
 from vdu.cli import main
 from vdu.corpora import Corpus
 from vdu.errors import VduError
@@ -76,20 +76,27 @@ def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsy
 
 
 def _check_own_images(data, tmp_path):
-    """A suite of a model without shipped images says how to make them, and runs on the user's."""
+    """A suite of a model without shipped images says how to make them, and runs on the user's; checkpoints likewise."""
     suite = tmp_path / "tiny-suite.toml"
     suite.write_text(
         'model = "tiny"\ntargets = ["dog"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n'
         '[methods.finetune]\nmethod = "finetune"\nsettings = {steps = 1, batch_size = 2, guard_every_steps = 0}\n'
+        '[methods."2 checkpoints"]\nmethod = "vdu-paper"\ncheckpoints = 2\n'
+        "settings = {steps = 1, guard_every_steps = 0}\n"
     )
+    with pytest.raises(VduError, match=r"takes 2 checkpoints, none are given: give --checkpoints RUN/checkpoints"):
+        require_inputs(read_suite(str(suite)))
+    checkpoints = tmp_path / "run" / "checkpoints"
     with pytest.raises(VduError, match=r"no forget images of class dog.*--data DATA --count 100.*--forget FORGET"):
-        require_forget_images(read_suite(str(suite)))
+        require_inputs(read_suite(str(suite), None, checkpoints))
     with pytest.raises(VduError, match="no PNG file in"):
-        require_forget_images(read_suite(str(suite), tmp_path / "forget"))
+        require_inputs(read_suite(str(suite), tmp_path / "forget", checkpoints))
     prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
     assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
     said = []
-    run_suite(read_suite(str(suite), tmp_path / "by-class"), tmp_path / "results", None, 1, said.append)
+    run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
+    posterior = json.loads((tmp_path / "results" / "tiny-suite" / "2-checkpoints-dog-0.json").read_text())
+    assert posterior["unlearning"]["posterior"]["count"] == 2, said
     result = json.loads((tmp_path / "results" / "tiny-suite" / "finetune-dog-0.json").read_text())
     assert result["status"] == "done", said
     assert (tmp_path / "results" / "tiny-suite" / "finetune-dog-0.png").is_file()

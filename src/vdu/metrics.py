@@ -74,7 +74,10 @@ def share_interval(flags: Tensor) -> Interval:
     p = float(flags.double().mean())
     centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 100 / (1 + z * z / n)
-    return Interval(100 * p, scale * (centre - half), scale * (centre + half))
+    # Exact at the ends, where rounding would put the bound beside the value.
+    low = 0.0 if p == 0 else scale * (centre - half)
+    high = 100.0 if p == 1 else scale * (centre + half)
+    return Interval(100 * p, low, high)
 
 
 def class_shares(predicted: Tensor, classes: int) -> list[float]:

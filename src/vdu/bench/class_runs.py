@@ -16,6 +16,7 @@ from vdu.bench.suite import Run, Suite, zoo_model
 from vdu.detector import load_detector
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.grids import before_after, thumbnails
+from vdu.posterior import from_checkpoints
 from vdu.reference import load_reference
 from vdu.result import Result
 from vdu.unlearning import unlearn
@@ -45,10 +46,19 @@ class ClassRuns:
         self._before: dict[int, Tensor] = {}
 
     def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
-        """From images alone."""
-        arm = run.arm
+        """From images alone, and the posterior that the arm asks for."""
+        arm, posterior = run.arm, None
+        if arm.checkpoints:
+            posterior = from_checkpoints(self.original, self.suite.last_checkpoints(arm.checkpoints))
         return unlearn(
-            self.zoo.name, images, arm.method, retain=retain, settings=arm.settings, share=arm.share, seed=run.seed
+            self.zoo.name,
+            images,
+            arm.method,
+            retain=retain,
+            settings=arm.settings,
+            share=arm.share,
+            posterior=posterior,
+            seed=run.seed,
         )
 
     def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:

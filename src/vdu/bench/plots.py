@@ -4,6 +4,7 @@ frontier   PUL against u-FID / u-FID of the original, one point a run; left and 
            of a text-to-image model: UA against the mean of IRA and CRA; right and up is better
 cost       PUL or UA against seconds of unlearning, one point a run
 classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
+amount     PUL with its interval, and the ratio of u-FIDs, against how many forget images or checkpoints a run was given
 """
 
 from __future__ import annotations
@@ -85,7 +86,40 @@ def _classes(figure: Any, suite: str, results: Path) -> None:
     figure.colorbar(image, ax=list(panels), shrink=0.6, label="change of share, points")
 
 
-KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes}
+AMOUNTS = {"forget_images": "forget images", "checkpoints": "checkpoints of the posterior"}
+
+
+def _amounts(suite: str, results: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What the runs were given more or less of, and the rows that were given some. Raises `VduError` for nothing."""
+    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None]
+    for amount in AMOUNTS:
+        given = [r for r in rows if r.get(amount) is not None]
+        if len({r[amount] for r in given}) > 1:
+            return amount, sorted(given, key=lambda r: r[amount])
+    raise VduError(f"no amount plot of {suite}: its runs were all given as many {' and '.join(AMOUNTS.values())}")
+
+
+def _amount(figure: Any, suite: str, results: Path) -> None:
+    amount, rows = _amounts(suite, results)
+    panels = figure.subplots(1, 2)
+    for target in sorted({str(r["target"]) for r in rows}):
+        mine = [r for r in rows if str(r["target"]) == target]
+        x, pul = [r[amount] for r in mine], [r["pul"] for r in mine]
+        reach = [[r["pul"] - r["pul_low"] for r in mine], [r["pul_high"] - r["pul"] for r in mine]]
+        panels[0].errorbar(x, pul, yerr=reach, marker="o", capsize=3, label=target)
+        panels[1].plot(x, [r.get("u_fid_ratio") for r in mine], marker="o")
+    for axes, figures in zip(panels, ("PUL, percent", "u-FID / u-FID of the original"), strict=True):
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{AMOUNTS[amount]} (log scale)")
+        axes.set_ylabel(figures)
+    panels[0].axhline(100, color="grey", linewidth=0.8)
+    panels[1].axhline(1, color="grey", linewidth=0.8)
+    figure.suptitle(suite)
+    figure.legend(fontsize=8, loc="outside right upper", title="forgotten")
+
+
+OF_CLASSES = {"classes": "shares of classes", "amount": "PUL"}
+KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes, "amount": _amount}
 
 
 def plot(kind: str, suite: str, results: Path, out: Path) -> None:
@@ -95,9 +129,9 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     """
     if kind not in KINDS:
         raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
-    if kind == "classes" and is_of_concepts(read_rows(suite, results)):
+    if kind in ("classes", "amount") and is_of_concepts(read_rows(suite, results)):
         instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
-        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no shares of classes; {instead}")
+        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no {OF_CLASSES[kind]}; {instead}")
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
-from vdu.bench.suite import Run, Suite, require_forget_images, result_path, zoo_model
+from vdu.bench.suite import Run, Suite, require_inputs, result_path, zoo_model
 from vdu.checkpoint import replacing
 from vdu.errors import VduError
 from vdu.methods import find_method
@@ -137,7 +137,7 @@ def run_suite(
     ``cluster``: address of a Ray cluster whose machines make them; without it, processes here. Raises `VduError` where
     a target has no forget images.
     """
-    require_forget_images(suite)
+    require_inputs(suite)
     missing = [run for run in suite.runs() if not result_path(results, suite, run).is_file()][:limit]
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:

@@ -20,7 +20,7 @@ from vdu.model_zoo import ZooModel, find_zoo_model
 from vdu.prompt_attack import AttackBudget
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE
 
-__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "require_forget_images", "result_path", "zoo_model"]
+__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "require_inputs", "result_path", "zoo_model"]
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -29,6 +29,7 @@ class Arm(BaseModel):
     """A method with settings, under a label; ``forget_images`` takes the first few of the shipped ones.
 
     ``targets``: those of the suite's that it is measured on; all where it names none.
+    ``checkpoints``: K, its posterior is made of the last K of the suite's checkpoints, not the shipped one.
     ``prompt``: with which words a text-to-image model is given the images; ``none`` is the images alone.
     """
 
@@ -38,6 +39,7 @@ class Arm(BaseModel):
     share: float | None = None
     targets: list[str] | None = None
     forget_images: int | None = Field(None, ge=1)
+    checkpoints: int | None = Field(None, ge=2)
     prompt: Literal["none", "concept"] = "none"
 
 
@@ -56,7 +58,9 @@ class ConceptPlan(BaseModel):
 
 
 class Suite(BaseModel):
-    """What to run. ``model`` is a zoo name; ``forget`` a folder of images by class where it ships none."""
+    """What to run. ``model`` is a zoo name; ``forget`` a folder of images by class where it ships none;
+    ``checkpoints`` a folder of its training run's, for arms that ask for some.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -68,6 +72,16 @@ class Suite(BaseModel):
     sampler_steps: int = Field(ge=1)
     methods: dict[str, Arm]
     forget: Path | None = None
+    checkpoints: Path | None = None
+
+    def last_checkpoints(self, count: int) -> list[Path]:
+        """The ``count`` latest, by name. Raises `VduError` where there are fewer."""
+        files = sorted(self.checkpoints.glob("*.safetensors")) if self.checkpoints else []
+        if len(files) < count:
+            where = f"{self.checkpoints} has {len(files)}" if self.checkpoints else "none are given"
+            advice = f"give --checkpoints RUN/checkpoints of a run of `vdu train {self.model}`"
+            raise VduError(f"suite {self.name} takes {count} checkpoints, {where}: {advice}")
+        return files[-count:]
 
     def runs(self) -> Iterator[Run]:
         """All runs, seed by seed, so that an unfinished suite has every target once before any twice."""
@@ -97,8 +111,8 @@ class Run:
         return 1000 + self.seed
 
 
-def read_suite(name: str, forget: Path | None = None) -> Suite:
-    """A shipped suite by name or a TOML file by path; ``forget`` as of `Suite`.
+def read_suite(name: str, forget: Path | None = None, checkpoints: Path | None = None) -> Suite:
+    """A shipped suite by name or a TOML file by path; ``forget`` and ``checkpoints`` as of `Suite`.
 
     Raises `VduError` for unknown names, settings and classes.
     """
@@ -107,7 +121,8 @@ def read_suite(name: str, forget: Path | None = None) -> Suite:
         known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost", "memory-sd15"]
         raise VduError(f"no suite {name!r}: {nearest(name, known)}; or give a .toml file")
     try:
-        suite = Suite.model_validate(tomllib.loads(path.read_text()) | {"name": path.stem, "forget": forget})
+        given = {"name": path.stem, "forget": forget, "checkpoints": checkpoints}
+        suite = Suite.model_validate(tomllib.loads(path.read_text()) | given)
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
     for arm in suite.methods.values():
@@ -126,6 +141,8 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
         raise VduError(f"{said} the model {zoo.name} needs {wanted}")
     if suite.concept is None and any(arm.prompt != "none" for arm in suite.methods.values()):
         raise VduError(f"{said} the model {zoo.name} takes no prompts: leave prompt out")
+    if suite.concept is not None and any(arm.checkpoints for arm in suite.methods.values()):
+        raise VduError(f"{said} a posterior of checkpoints is measured on models without text: leave checkpoints out")
     others = [t for arm in suite.methods.values() for t in arm.targets or [] if t not in suite.targets]
     if others:
         raise VduError(f"{said} the target {others[0]!r} of a method is not one of the suite's targets")
@@ -134,9 +151,10 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
             raise VduError(f"{said} {zoo.name} knows no class {target!r}: {nearest(target, zoo.class_names)}")
 
 
-def require_forget_images(suite: Suite) -> None:
-    """Raises `VduError` where a target has none, and says how to come by them."""
+def require_inputs(suite: Suite) -> None:
+    """Raises `VduError` where a target has no forget images or checkpoints lack, and says how to come by them."""
     zoo = zoo_model(suite)
+    suite.last_checkpoints(max(arm.checkpoints or 0 for arm in suite.methods.values()))
     for target in suite.targets:
         if not any(zoo.forget(target).glob("*.png")):
             raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo)}")

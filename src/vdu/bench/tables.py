@@ -44,9 +44,18 @@ def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict
     return figures
 
 
+def _given(content: dict[str, Any]) -> dict[str, int | None]:
+    """How many forget images and checkpoints a run had."""
+    record = content.get("unlearning")
+    if record is None:
+        return {}
+    counts = (("forget_images", "forget", "images"), ("checkpoints", "posterior", "count"))
+    return {name: (record.get(part) or {}).get(count) for name, part, count in counts}
+
+
 def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
     """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
-    rows = [content.get("row", content) for content in read_results(suite, results)]
+    rows = [content.get("row", content) | _given(content) for content in read_results(suite, results)]
     oracles = {(r["target"], r["seed"]): r["u_fid"] for r in rows if r.get("method") == RETRAIN}
     rows = [row | _derived(row, oracles) for row in rows]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))

@@ -27,6 +27,9 @@ def bench_run(
     forget: Annotated[
         Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
     ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="RUN/checkpoints of `vdu train`, for a suite that makes posteriors of them")
+    ] = None,
     cluster: Annotated[str | None, typer.Option(help="address of a Ray cluster that makes them, or auto")] = None,
 ) -> None:
     """Make the runs of a suite that are not there yet, one JSON file and one PNG of samples each."""
@@ -44,7 +47,7 @@ def bench_run(
     from vdu.bench.runner import run_suite
     from vdu.bench.suite import read_suite
 
-    run_suite(read_suite(suite, forget), results, limit, jobs, typer.echo, cluster)
+    run_suite(read_suite(suite, forget, checkpoints), results, limit, jobs, typer.echo, cluster)
 
 
 @app.command("oracle")
@@ -79,10 +82,10 @@ def bench_show(
 def bench_plot(
     suite: Suite,
     out: Annotated[Path, typer.Option(help="SVG or PNG file")],
-    kind: Annotated[str, typer.Option(help="frontier, cost or classes")] = "frontier",
+    kind: Annotated[str, typer.Option(help="frontier, cost, classes or amount")] = "frontier",
     results: Results = Path("results"),
 ) -> None:
-    """Plot a suite: PUL against u-FID, PUL against seconds, or what became of every class."""
+    """Plot PUL against u-FID, seconds, or the amount of images or checkpoints; or what became of every class."""
     from vdu.bench.plots import plot
 
     plot(kind, suite, results, out)
