@@ -20,10 +20,8 @@ from vdu.concept_accuracy import Classes, accuracies, attack_shares, unlearning_
 from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.errors import VduError
-from vdu.precision import resolve_precision
 from vdu.prompt_attack import AttackBudget, attack
 from vdu.provenance import code_commit, package_versions
-from vdu.sampling import SAMPLER
 
 __all__ = ["ConceptEvaluation", "evaluate_concept"]
 
@@ -162,16 +160,9 @@ def _heading(
         "original_sha256": weights_sha256(original.network),
         "unlearned_sha256": weights_sha256(unlearned.network),
         "target": target,
-        "sampler": {"name": SAMPLER}
-        | asdict(sampler)
-        | {"precision": resolve_precision(sampler.precision, sampler.device)},
+        "sampler": sampler.record(),
         "detectors": {
-            domain: {
-                "name": detector.name,
-                "sha256": detector.sha256,
-                "threshold": detector.threshold,
-                "class_names": list(detector.class_names),
-            }
+            domain: detector.record() | {"class_names": list(detector.class_names)}
             for domain, detector in judge.detectors.items()
         },
         "extractor": "object",

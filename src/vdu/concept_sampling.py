@@ -7,7 +7,8 @@ that are asked with as many prompts are paired.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from vdu.backbone import Backbone, placed
 from vdu.concept_prompts import DOMAINS, ConceptPrompt
 from vdu.detector import Detector
 from vdu.errors import VduError, nearest
+from vdu.precision import resolve_precision
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE, Prompts
-from vdu.sampling import sample
+from vdu.sampling import SAMPLER, sample
 
 __all__ = ["ConceptJudge", "ConceptSampler", "Drawn"]
 
@@ -32,6 +34,10 @@ class ConceptSampler:
     seed: int = 1000
     precision: str = "auto"
     device: str = "cpu"
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it, with the precision that ``auto`` stands for."""
+        return {"name": SAMPLER} | asdict(self) | {"precision": resolve_precision(self.precision, self.device)}
 
     def draw(self, backbone: Backbone, texts: Sequence[str]) -> Tensor:
         """Pictures ``(per_prompt · P, C, H, W)`` in [-1, 1] on the CPU; sample i is asked with prompt i mod P."""

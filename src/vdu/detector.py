@@ -1,7 +1,7 @@
 """A detector says, for each image, which class it is and how sure it is: the judge of what was forgotten.
 
-Three kinds: a classifier folder of this library, a `transformers` image-classification folder, a Python function
-``module:function`` that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``.
+Three kinds: a classifier folder of this library, a `transformers` image-classification folder, a Python function (or
+its name, ``module:function``) that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from vdu.classifier import load_classifier, predict
 from vdu.errors import VduError, nearest
 
-__all__ = ["Detection", "Detector", "load_detector"]
+__all__ = ["Detection", "Detector", "DetectorSource", "load_detector"]
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -50,11 +50,18 @@ class Detector:
         confidence, predicted = probabilities.max(dim=1)
         return Detection(predicted.masked_fill(confidence < self.threshold, -1), confidence, features)
 
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it."""
+        return {"name": self.name, "sha256": self.sha256, "threshold": self.threshold}
+
     def class_index(self, target: str | int) -> int:
         """The index of a class name. Raises `VduError` with the nearest names for an unknown one."""
         if str(target) not in self.class_names:
             raise VduError(f"the detector has no class {str(target)!r}: {nearest(str(target), self.class_names)}")
         return self.class_names.index(str(target))
+
+
+DetectorSource = str | Path | Detector | Callable[[Tensor], Tensor]
 
 
 def _from_zoo_folder(folder: Path) -> Detector:
@@ -86,12 +93,16 @@ def _from_transformers(folder: Path) -> Detector:
     return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
 
 
-def _from_function(spec: str) -> Detector:
+def _named_function(spec: str) -> Callable[[Tensor], Tensor]:
     module_name, _, function_name = spec.partition(":")
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+        function: Callable[[Tensor], Tensor] = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise VduError(f"no Python function {spec}: give an importable module:function ({error})") from error
+    return function
+
+
+def _from_function(function: Callable[[Tensor], Tensor], spec: str) -> Detector:
     names = tuple(str(n) for n in getattr(function, "class_names", ()))
     if not names:
         raise VduError(f"{spec} has no attribute class_names: set it to the list of classes of its columns")
@@ -99,10 +110,12 @@ def _from_function(spec: str) -> Detector:
     return Detector(spec, "function", names, threshold, lambda images: (function(images), None))
 
 
-def load_detector(source: str | Path | Detector) -> Detector:
-    """A detector from a folder or ``module:function``. Raises `VduError` where it cannot be loaded."""
+def load_detector(source: DetectorSource) -> Detector:
+    """A detector from a folder, a function or ``module:function``. Raises `VduError` where it cannot be loaded."""
     if isinstance(source, Detector):
         return source
+    if callable(source):
+        return _from_function(source, getattr(source, "__qualname__", type(source).__name__))
     folder = Path(source)
     if folder.is_dir():
         try:
@@ -111,5 +124,5 @@ def load_detector(source: str | Path | Detector) -> Detector:
             raise VduError(f"{folder} has no readable config.json: give a classifier folder") from error
         return _from_zoo_folder(folder) if "feature_dimensions" in config else _from_transformers(folder)
     if ":" in str(source):
-        return _from_function(str(source))
+        return _from_function(_named_function(str(source)), str(source))
     raise VduError(f"no detector {source}: give a classifier folder or module:function")

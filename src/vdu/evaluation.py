@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdu import metrics
 from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
-from vdu.detector import Detection, Detector, load_detector
+from vdu.detector import Detection, Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.precision import resolve_precision
 from vdu.provenance import code_commit, package_versions
 from vdu.reference import Reference, load_reference
 from vdu.sampling import DEFAULT_STEPS, SAMPLER, sample
 
-__all__ = ["Evaluation", "Sampler", "evaluate", "figures"]
+__all__ = ["Evaluation", "Sampler", "evaluate", "figures", "load_alike"]
 
 FEWEST_FOR_FEATURES = 100
 
@@ -36,9 +36,13 @@ class Sampler:
     count: int = 2000
     device: str = "cpu"
 
-    def draw(self, backbone: Backbone) -> Tensor:
-        """Pictures ``(count, C, H, W)`` in [-1, 1] on the CPU."""
-        network, steps = backbone.network, self.steps
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it, with the precision that ``auto`` stands for."""
+        return {"name": SAMPLER, "steps": self.steps, "precision": resolve_precision(self.precision, self.device)}
+
+    def draw(self, backbone: Backbone, network: nn.Module | None = None) -> Tensor:
+        """Pictures ``(count, C, H, W)`` in [-1, 1] on the CPU; of ``network`` where it is not the backbone's own."""
+        network, steps = network or backbone.network, self.steps
         with placed(network, self.device):
             return backbone.decode(
                 sample(backbone, network, self.count, self.seed, steps=steps, precision=self.precision)
@@ -110,7 +114,7 @@ def figures(
 def evaluate(
     original: Any,
     unlearned: Any,
-    detector: str | Path | Detector,
+    detector: DetectorSource,
     target: str,
     *,
     reference: str | Path | Reference | None = None,
@@ -125,7 +129,7 @@ def evaluate(
     """
     started, sampler, judge = time.monotonic(), sampler or Sampler(), load_detector(detector)
     first = original if isinstance(original, Backbone) else load_backbone(original)
-    second, third = _like(first, unlearned), None if oracle is None else _like(first, oracle)
+    second, third = load_alike(first, unlearned), None if oracle is None else load_alike(first, oracle)
     index = judge.class_index(target)
     if isinstance(reference, (str, Path)):
         reference = load_reference(Path(reference), judge, first.shape)
@@ -145,7 +149,7 @@ def evaluate(
     return Evaluation(record, before, after, (seen_before.predicted == index).tolist())
 
 
-def _like(first: Backbone, model: Any) -> Backbone:
+def load_alike(first: Backbone, model: Any) -> Backbone:
     """A model that is to be sampled as ``first`` is. Raises `VduError` where its images have another shape."""
     second = model if isinstance(model, Backbone) else load_backbone(model, first.prompts)
     if first.shape != second.shape:
@@ -167,13 +171,9 @@ def _heading(
         "target": target,
         "samples": sampler.count,
         "seed": sampler.seed,
-        "sampler": {
-            "name": SAMPLER,
-            "steps": sampler.steps,
-            "precision": resolve_precision(sampler.precision, sampler.device),
-        },
+        "sampler": sampler.record(),
         "prompts": asdict(first.prompts) if first.prompts else None,
-        "detector": {"name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold},
+        "detector": judge.record(),
         "class_names": list(judge.class_names),
         "extractor": extractor,
         "git_commit": code_commit(),

@@ -8,7 +8,7 @@ from typing import Any
 
 from vdu.backbone import Backbone
 from vdu.captions import forget_captions, retain_captions
-from vdu.detector import Detector, load_detector
+from vdu.detector import Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.image_set import ImageSet, load_image_set
 from vdu.model_zoo import ZooModel
@@ -73,7 +73,7 @@ def read_inputs(
     retain: Any,
     teacher: Any,
     posterior: str | Path | Posterior | None,
-    detector: str | Path | Detector | None,
+    detector: DetectorSource | None,
     target: str | None,
     skip_unreadable: bool,
 ) -> Inputs:

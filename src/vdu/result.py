@@ -14,7 +14,7 @@ from torch import Tensor
 from vdu.backbone import Backbone, load_backbone
 from vdu.checkpoint import refuse_existing, replacing
 from vdu.delta import DELTA_FILE, write_delta
-from vdu.detector import Detector, load_detector
+from vdu.detector import Detector, DetectorSource, load_detector
 from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
@@ -43,7 +43,7 @@ class Result:
     low_rank: dict[str, Tensor] = field(default_factory=dict)
 
     def evaluate(
-        self, detector: str | Path | Detector, target: str | None = None, *, reference: Any = None, **options: Any
+        self, detector: DetectorSource, target: str | None = None, *, reference: Any = None, **options: Any
     ) -> Evaluation:
         """Measure the result (see `vdu.evaluate`); the report then shows the figures.
 

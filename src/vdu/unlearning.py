@@ -13,7 +13,7 @@ from torch import nn
 
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
-from vdu.detector import Detector
+from vdu.detector import DetectorSource
 from vdu.errors import VduError
 from vdu.guard import Check, Guard, detector_judge, label_free_judge
 from vdu.inputs import Inputs, read_inputs
@@ -130,7 +130,7 @@ def unlearn(
     settings: dict[str, Any] | None = None,
     posterior: str | Path | Posterior | None = None,
     share: float | None = None,
-    detector: str | Path | Detector | None = None,
+    detector: DetectorSource | None = None,
     target: str | None = None,
     prompts: Prompts | None = None,
     config: str | Path | None = None,

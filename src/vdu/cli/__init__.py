@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vdu.cli import bench, data, delta, evaluation, methods, posterior, sampling, unlearning, zoo
+from vdu.cli import bench, data, delta, evaluation, methods, posterior, relearning, sampling, unlearning, zoo
 from vdu.cli.options import make_app
 from vdu.errors import VduError
 
@@ -14,6 +14,7 @@ app = make_app("Make a diffusion model forget a folder of images, with evidence.
 app.command(name="unlearn")(unlearning.unlearn_command)
 app.command(name="methods")(methods.methods_command)
 app.command()(evaluation.evaluate)
+app.command(name="relearn")(relearning.relearn_command)
 app.command()(sampling.train)
 app.command()(sampling.sample)
 app.command(name="apply")(delta.apply_command)

@@ -10,12 +10,14 @@ import typer
 
 from vdu.cli.options import (
     Config,
+    DetectorFolder,
     GuidanceScale,
     Model,
     Overwrite,
     Precision,
     PromptsFile,
     Seed,
+    Target,
     make_prompts,
     open_model,
 )
@@ -23,7 +25,7 @@ from vdu.cli.options import (
 if TYPE_CHECKING:
     from vdu.evaluation import Evaluation
 
-__all__ = ["evaluate", "print_evaluation"]
+__all__ = ["evaluate", "print_evaluation", "shipped_judge"]
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -35,7 +37,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
 
 
-def _shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:
+def shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:
     """Detector and reference as given; without a detector those that come with the shipped ``model``."""
     from vdu.errors import VduError
     from vdu.model_zoo import named_model
@@ -51,10 +53,8 @@ def _shipped_judge(model: str, target: str, detector: str | None, reference: Pat
 def evaluate(
     original: Model,
     unlearned: Model,
-    target: Annotated[str, typer.Option(help="the detector's class that was forgotten")],
-    detector: Annotated[
-        str | None, typer.Option(help="classifier folder or module:function; default: the shipped model's own")
-    ] = None,
+    target: Target,
+    detector: DetectorFolder = None,
     reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
     oracle: Annotated[str | None, typer.Option(help="a model retrained without the class")] = None,
     samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,
@@ -74,7 +74,7 @@ def evaluate(
 
     if out:
         refuse_existing(out, overwrite)
-    detector, reference = _shipped_judge(original, target, detector, reference)
+    detector, reference = shipped_judge(original, target, detector, reference)
     sampler = Sampler(sampler_steps, precision, seed, samples)
     asked = make_prompts(original, None, prompts, guidance_scale)
     first, second = open_model(original, asked, config), open_model(unlearned, asked)

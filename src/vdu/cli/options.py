@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "DetectorFolder",
     "GuidanceScale",
     "Model",
     "Overwrite",
     "Precision",
     "PromptsFile",
     "Seed",
+    "Target",
     "make_app",
     "make_prompts",
     "open_model",
@@ -29,6 +31,10 @@ Config = Annotated[
     Path | None,
     typer.Option(help="for a .safetensors checkpoint: diffusers folder of its base model; default: the hub's"),
 ]
+DetectorFolder = Annotated[
+    str | None, typer.Option(help="classifier folder or module:function; default: the shipped model's own")
+]
+Target = Annotated[str, typer.Option(help="the detector's class that was forgotten")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: bf16 where the device computes it")]

@@ -1,0 +1,141 @@
+"""How soon a forgotten class comes back when a model is trained on forget images again.
+
+    θ_{k+1} = θ_k − Adam(∇_θ E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t)‖²),   s_k = share of the class in samples of θ_k
+    steps to return = the first k looked at with s_k ≥ ½ s_original
+
+A model that hides a class has it back in fewer steps than one that never saw it, the oracle: the ratio tells. Without
+an oracle, models compare with each other only: every model learns the class in the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.denoising import Denoising
+from vdu.detector import Detector, DetectorSource, load_detector
+from vdu.errors import VduError
+from vdu.evaluation import Sampler, load_alike
+from vdu.image_set import load_image_set
+from vdu.metrics import share_interval
+from vdu.noising import Clean
+from vdu.precision import autocast
+from vdu.provenance import code_commit, package_versions
+from vdu.seeding import generator
+
+__all__ = ["Relearning", "looks", "relearn", "steps_to_return", "trained_further"]
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """How a model is trained on forget images: at a constant rate, every weight."""
+
+    steps: int = 80
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    seed: int = 0
+
+
+def looks(steps: int) -> list[int]:
+    """0, 5, 10, 20, 40 … and ``steps``: when the model is sampled."""
+    doubling = [0, *(5 * 2**i for i in range(steps.bit_length()))]
+    return [*(step for step in doubling if step < steps), steps]
+
+
+def trained_further(
+    backbone: Backbone, images: Tensor, settings: Relearning, precision: str
+) -> Iterator[tuple[int, nn.Module]]:
+    """The network at each look, trained further between them."""
+    network, loss = backbone.trainable_copy(), Denoising(backbone, Clean(images))
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    done = 0
+    for look in looks(settings.steps):
+        network.train()
+        for step in range(done, look):
+            with autocast(network, precision):
+                error = loss(network, settings.batch_size, generator(settings.seed, "relearning", step))
+            optimizer.zero_grad(set_to_none=True)
+            error.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+        done = look
+        yield look, network.eval()
+
+
+def _shares(images: Tensor, detector: Detector, target: int) -> dict[str, Any]:
+    seen = detector(images).predicted
+    return {"share": asdict(share_interval(seen == target)), "share_none": asdict(share_interval(seen < 0))}
+
+
+def steps_to_return(curve: list[dict[str, Any]], share_original: float) -> int | None:
+    """The first look at which half of the original's share (percent) is back; None for no look."""
+    back = (look["step"] for look in curve if look["share"]["value"] >= share_original / 2)
+    return next(back, None)
+
+
+def _opened(original: Any, unlearned: Any, oracle: Any) -> tuple[Backbone, dict[str, Backbone]]:
+    first = original if isinstance(original, Backbone) else load_backbone(original)
+    if first.prompts is not None:
+        raise VduError("relearning is measured on models without text: this one takes prompts")
+    given = {"unlearned": unlearned} | ({} if oracle is None else {"oracle": oracle})
+    return first, {name: load_alike(first, model) for name, model in given.items()}
+
+
+def relearn(
+    original: Any,
+    unlearned: Any,
+    forget: Any,
+    detector: DetectorSource,
+    target: str,
+    *,
+    oracle: Any = None,
+    settings: Relearning | None = None,
+    sampler: Sampler | None = None,
+) -> dict[str, Any]:
+    """The curve of ``unlearned``, of ``oracle`` where there is one, and the original's share beside them, as a record.
+
+    Models are pipelines, folders or `Backbone`s; ``forget`` as of `vdu.unlearn`. Shares are percent. Raises `VduError`
+    for a model with text, models of different shape, an unknown class, a learning rate that is not positive, or a class
+    that the original never makes.
+    """
+    started, settings, sampler = time.monotonic(), settings or Relearning(), sampler or Sampler(count=500)
+    if not settings.learning_rate > 0:
+        raise VduError(f"the learning rate must be positive, not {settings.learning_rate}")
+    judge = load_detector(detector)
+    index = judge.class_index(target)
+    first, models = _opened(original, unlearned, oracle)
+    images = load_image_set(forget, first.shape)
+    before = _shares(sampler.draw(first), judge, index)
+    if not before["share"]["value"]:
+        raise VduError(f"the original makes no {target!r} in {sampler.count} samples: there is nothing to come back")
+    curves = {
+        name: [
+            {"step": step} | _shares(sampler.draw(backbone, network), judge, index)
+            for step, network in trained_further(backbone, images.images, settings, sampler.precision)
+        ]
+        for name, backbone in models.items()
+    }
+    return {
+        "schema": 1,
+        "original_sha256": weights_sha256(first.network),
+        "sha256": {name: weights_sha256(backbone.network) for name, backbone in models.items()},
+        "target": target,
+        "forget": images.record(),
+        "settings": asdict(settings),
+        "samples": sampler.count,
+        "seed": sampler.seed,
+        "sampler": sampler.record(),
+        "detector": judge.record(),
+        "original": before,
+        "curves": curves,
+        "steps_to_return": {name: steps_to_return(c, before["share"]["value"]) for name, c in curves.items()},
+        "seconds": round(time.monotonic() - started, 2),
+        "git_commit": code_commit(),
+        "versions": package_versions(),
+    }
