@@ -7,7 +7,7 @@ from conftest import run_vdu
 
 from vdu import VduError
 from vdu.bench.plots import plot
-from vdu.bench.tables import read_rows
+from vdu.bench.tables import read_rows, render
 
 
 @pytest.fixture
@@ -59,3 +59,11 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
     assert sorted(r["forget_images"] for r in read_rows("some", results)) == [5, 10, 15, 20]
     plot("amount", "some", results, out)
     assert b"forget images (log scale)" in out.read_bytes()
+
+
+def test_a_table_of_some_targets_is_made_of_their_rows_only(results):
+    rows = json.loads(render("some", results, "json", ["b"]))
+    assert {(row["method"], row["target"]) for row in rows} == {("vdu", "b"), ("ga", "b")}
+    assert "| a " not in render("some", results, "table", ["b"])
+    with pytest.raises(VduError, match="no result is of the target 'c'"):
+        render("some", results, "table", ["a", "c"])

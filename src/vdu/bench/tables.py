@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 
 __all__ = ["RETRAIN", "is_of_concepts", "lead_figure", "read_results", "read_rows", "render", "summary"]
 
@@ -65,7 +65,8 @@ def _cell(values: Iterable[float | None]) -> str:
     numbers = [v for v in values if v is not None]
     if not numbers:
         return "not measured"
-    return f"{mean(numbers):.2f} ({min(numbers):.2f} … {max(numbers):.2f})"
+    ends = f" ({min(numbers):.2f} … {max(numbers):.2f})" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.2f}{ends}"
 
 
 def is_of_concepts(rows: list[dict[str, Any]]) -> bool:
@@ -113,11 +114,23 @@ def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def render(suite: str, results: Path, format_: str) -> str:
-    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows."""
+def _of_targets(rows: list[dict[str, Any]], targets: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of some targets, on which methods that were measured on different ones can be compared."""
+    known = {str(row.get("target")) for row in rows}
+    for target in targets:
+        if target not in known:
+            raise VduError(f"no result is of the target {target!r}: {nearest(target, known)}")
+    return [row for row in rows if str(row.get("target")) in targets] if targets else rows
+
+
+def render(suite: str, results: Path, format_: str, targets: Sequence[str] = ()) -> str:
+    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows; of some ``targets`` or of all.
+
+    Raises `VduError` for an unknown format, and where there is no result of the suite or of a target.
+    """
     if format_ not in ("table", "json"):
         raise VduError(f"unknown format {format_!r}: give table or json")
-    rows = read_rows(suite, results)
+    rows = _of_targets(read_rows(suite, results), targets)
     if format_ == "json":
         return json.dumps(rows, indent=1)
     if suite == "step-cost" or suite.startswith("memory-"):

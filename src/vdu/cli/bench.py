@@ -70,12 +70,13 @@ def bench_oracle(
 def bench_show(
     suite: Suite,
     results: Results = Path("results"),
+    target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Print the results of a suite."""
     from vdu.bench.tables import render
 
-    typer.echo(render(suite, results, format_))
+    typer.echo(render(suite, results, format_, target or ()))
 
 
 @app.command("plot")
