@@ -88,6 +88,40 @@ def test_bad_input_to_evaluate_is_one_line(arguments, said, folder, monkeypatch,
     _refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
 
 
+def test_a_detector_may_be_a_file_in_the_working_folder(folder, monkeypatch, capsys):
+    (folder / "my_judge.py").write_text("from test_cli import brightness as judge\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    few = ("--samples", "4", "--sampler-steps", "1", "--target", "bright")
+    code, _, err = run_vdu(monkeypatch, capsys, "evaluate", "model", "model", "--detector", "my_judge:judge", *few)
+    assert code == 0, err
+
+
+def brightness_with_features(images):
+    """`brightness`, and what a distance can be measured in."""
+    return brightness(images), images.flatten(1)[:, :3]
+
+
+brightness_with_features.class_names = ["dark", "bright"]
+brightness_with_features.threshold = 0.0
+
+
+def test_a_function_that_gives_features_measures_distances(folder, monkeypatch, capsys):
+    model, out = folder / "model", folder / "figures.json"
+    few = ("--samples", "400", "--sampler-steps", "1", "--target", "bright", "--reference", folder / "bad")
+    command = ("evaluate", model, model, *few, "--detector")
+    _refused(
+        run_vdu(monkeypatch, capsys, *command, "test_cli:brightness"), "gives no features", "(probabilities, features)"
+    )
+    for i in range(8):
+        Image.new("L", (8, 8), 10 * i).save(folder / "bad" / f"dark{i}.png")
+    code, _, err = run_vdu(monkeypatch, capsys, *command, "test_cli:brightness_with_features", "--out", out)
+    assert code == 0, err
+    figures = json.loads(out.read_text())
+    assert figures["u_fid"] == figures["u_fid_original"] > 0
+    assert figures["extractor"]["dimensions"] == 3
+
+
 def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
     few = ("--samples", "4", "--sampler-steps", "1")
     code, out, err = run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "3", *few)

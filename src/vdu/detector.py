@@ -1,7 +1,8 @@
 """A detector says, for each image, which class it is and how sure it is: the judge of what was forgotten.
 
 Three kinds: a classifier folder of this library, a `transformers` image-classification folder, a Python function (or
-its name, ``module:function``) that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``.
+its name, ``module:function``) that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to those and
+features ``(N, D)`` for u-FID.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,8 @@ class Detector:
         return self.class_names.index(str(target))
 
 
-DetectorSource = str | Path | Detector | Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+DetectorSource = str | Path | Detector | Function
 
 
 def _from_zoo_folder(folder: Path) -> Detector:
@@ -93,21 +96,29 @@ def _from_transformers(folder: Path) -> Detector:
     return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
 
 
-def _named_function(spec: str) -> Callable[[Tensor], Tensor]:
+def _named_function(spec: str) -> Function:
+    """An importable one, or one of a file in the working folder, which a console script does not look into."""
     module_name, _, function_name = spec.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
-        function: Callable[[Tensor], Tensor] = getattr(importlib.import_module(module_name), function_name)
+        function: Function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise VduError(f"no Python function {spec}: give an importable module:function ({error})") from error
     return function
 
 
-def _from_function(function: Callable[[Tensor], Tensor], spec: str) -> Detector:
+def _from_function(function: Function, spec: str) -> Detector:
     names = tuple(str(n) for n in getattr(function, "class_names", ()))
     if not names:
         raise VduError(f"{spec} has no attribute class_names: set it to the list of classes of its columns")
     threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
-    return Detector(spec, "function", names, threshold, lambda images: (function(images), None))
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        answer = function(images)
+        return answer if isinstance(answer, tuple) else (answer, None)
+
+    return Detector(spec, "function", names, threshold, judge)
 
 
 def load_detector(source: DetectorSource) -> Detector:

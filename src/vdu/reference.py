@@ -49,7 +49,8 @@ def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) 
     sets = [load_image_set(folder, shape, called="reference").images for folder in folders]
     detections = [detector(images) for images in sets]
     if any(d.features is None for d in detections):
-        raise VduError(f"detector {detector.name} gives no features: u-FID needs a vdu classifier folder as detector")
+        needed = "a vdu classifier folder, or a function that returns (probabilities, features)"
+        raise VduError(f"detector {detector.name} gives no features: u-FID needs {needed}")
     features = torch.cat([d.features for d in detections if d.features is not None])
     if named:
         labels = torch.cat([torch.full((len(s),), detector.class_index(n)) for s, n in zip(sets, named, strict=True)])
