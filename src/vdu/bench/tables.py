@@ -114,6 +114,20 @@ def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def _original_shares(suite: str, results: Path) -> list[list[str]]:
+    """What the original model makes, by which a PUL is to be judged: percent of its samples by class, and none.
+
+    One line for each evaluation seed; header only where no result has such shares.
+    """
+    records = (content.get("evaluation") or {} for content in read_results(suite, results))
+    by_seed = {record["seed"]: record for record in records if "shares_before" in record}
+    names = [str(name) for name in next(iter(by_seed.values()))["class_names"]] if by_seed else []
+    lines = [["original's samples, %", *names, "none"]]
+    for seed, record in sorted(by_seed.items()):
+        lines.append([f"seed {seed}, N {record['samples']}", *(f"{share:.1f}" for share in record["shares_before"])])
+    return lines
+
+
 def _of_targets(rows: list[dict[str, Any]], targets: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of some targets, on which methods that were measured on different ones can be compared."""
     known = {str(row.get("target")) for row in rows}
@@ -136,4 +150,5 @@ def render(suite: str, results: Path, format_: str, targets: Sequence[str] = ())
     if suite == "step-cost" or suite.startswith("memory-"):
         header = list(rows[0])
         return _aligned([header, *([str(row[name]) for name in header] for row in rows)])
-    return f"{_aligned(summary(rows))}\n\n{_aligned(_by_target(rows))}"
+    tables = [summary(rows), _by_target(rows), _original_shares(suite, results)]
+    return "\n\n".join(_aligned(lines) for lines in tables if len(lines) > 1)
