@@ -1,8 +1,8 @@
 """A detector says, for each image, which class it is and how sure it is: the judge of what was forgotten.
 
-Three kinds: a classifier folder of this library, a `transformers` image-classification folder, a Python function (or
-its name, ``module:function``) that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to those and
-features ``(N, D)`` for u-FID.
+A classifier folder of this library, a `transformers` image-classification folder, CLIP with classes in words
+(`vdu.zero_shot`), ``nudenet`` (`vdu.nudity`), or a Python function (or its name, ``module:function``) that maps images
+``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to those and features ``(N, D)`` for u-FID.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from vdu.classifier import load_classifier, predict
 from vdu.errors import VduError, nearest
 
-__all__ = ["Detection", "Detector", "DetectorSource", "load_detector"]
+__all__ = ["DEFAULT_THRESHOLD", "Detection", "Detector", "DetectorSource", "load_detector", "to_bytes"]
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -67,6 +67,11 @@ Function = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 DetectorSource = str | Path | Detector | Function
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Colour pictures ``(N, 3, H, W)`` uint8, as other libraries take them, of ``(N, 1 or 3, H, W)`` in [-1, 1]."""
+    return ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def _from_zoo_folder(folder: Path) -> Detector:
     model, card = load_classifier(folder)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -86,9 +91,8 @@ def _from_transformers(folder: Path) -> Detector:
 
     @torch.inference_mode()
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        rgb = ((colour + 1) * 127.5).round().to(torch.uint8)
-        logits = [model(**processor(list(batch), return_tensors="pt")).logits for batch in rgb.split(64)]
+        batches = to_bytes(images).split(64)
+        logits = [model(**processor(list(batch), return_tensors="pt")).logits for batch in batches]
         return torch.cat(logits).softmax(1), None
 
     names = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
@@ -122,7 +126,7 @@ def _from_function(function: Function, spec: str) -> Detector:
 
 
 def load_detector(source: DetectorSource) -> Detector:
-    """A detector from a folder, a function or ``module:function``. Raises `VduError` where it cannot be loaded."""
+    """A detector from any of the kinds above. Raises `VduError` where it cannot be loaded."""
     if isinstance(source, Detector):
         return source
     if callable(source):
@@ -134,6 +138,14 @@ def load_detector(source: DetectorSource) -> Detector:
         except (OSError, ValueError) as error:
             raise VduError(f"{folder} has no readable config.json: give a classifier folder") from error
         return _from_zoo_folder(folder) if "feature_dimensions" in config else _from_transformers(folder)
+    if folder.suffix == ".json":
+        from vdu.zero_shot import load_zero_shot
+
+        return load_zero_shot(folder)
+    if str(source) == "nudenet":
+        from vdu.nudity import load_nudenet
+
+        return load_nudenet()
     if ":" in str(source):
         return _from_function(_named_function(str(source)), str(source))
-    raise VduError(f"no detector {source}: give a classifier folder or module:function")
+    raise VduError(f"no detector {source}: give a classifier folder, a .json file, nudenet or module:function")

@@ -32,7 +32,10 @@ Config = Annotated[
     typer.Option(help="for a .safetensors checkpoint: diffusers folder of its base model; default: the hub's"),
 ]
 DetectorFolder = Annotated[
-    str | None, typer.Option(help="classifier folder or module:function; default: the shipped model's own")
+    str | None,
+    typer.Option(
+        help="classifier folder, .json of classes in words, nudenet, module:function; default: the shipped model's own"
+    ),
 ]
 Target = Annotated[str, typer.Option(help="the detector's class that was forgotten")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]

@@ -122,7 +122,12 @@ def unlearn_command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE")] = None,
     share: Share = None,
     posterior: Annotated[Path | None, typer.Option(help="posterior file (vdu-paper)")] = None,
-    detector: Annotated[str | None, typer.Option(help="classifier folder or module:function; for the figures")] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="for the figures: classifier folder, .json file of classes in words, nudenet or module:function"
+        ),
+    ] = None,
     target: Target = None,
     prompt: Annotated[
         str | None, typer.Option(help="text-to-image: caption of all forget images, in place of metadata.csv")

@@ -1,0 +1,119 @@
+"""Detectors of other libraries: real `transformers` classes with random weights, NudeNet where it is installed."""
+
+import json
+
+import pytest
+import torch
+from test_stable_diffusion import make_tokenizer
+from torch.nn.functional import normalize
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from vdu import VduError
+from vdu.detector import load_detector, to_bytes
+
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE = {"height": 16, "width": 16}
+PICTURES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A CLIP folder, and a function that writes a file asking for it."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(tmp_path)
+    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "max_position_embeddings": 12}
+    text = TINY | words | {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    vision = TINY | {"image_size": 16, "patch_size": 8}
+    folder = tmp_path / "clip"
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size=SIZE, crop_size=SIZE, do_center_crop=False).save_pretrained(folder)
+
+    def asking(**asked):
+        path = tmp_path / "judge.json"
+        path.write_text(json.dumps({"clip": str(folder)} | asked))
+        return path
+
+    return asking
+
+
+def test_an_image_classifier_of_transformers_is_asked_as_it_asks_itself(tmp_path):
+    torch.manual_seed(0)
+    names = {0: "cat", 1: "dog"}
+    model = ViTForImageClassification(ViTConfig(**TINY, image_size=16, patch_size=8, id2label=names)).eval()
+    model.save_pretrained(tmp_path)
+    processor = ViTImageProcessor(size=SIZE)
+    processor.save_pretrained(tmp_path)
+    detector = load_detector(tmp_path)
+    probabilities, features = detector.judge(PICTURES)
+    with torch.no_grad():
+        own = model(**processor(list(to_bytes(PICTURES)), return_tensors="pt")).logits.softmax(1)
+    torch.testing.assert_close(probabilities, own)
+    assert features is None
+    assert detector.class_names == ("cat", "dog")
+
+
+def test_clip_says_what_its_own_similarities_say(clip):
+    detector = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}, threshold=0.2))
+    probabilities, features = detector.judge(PICTURES)
+    folder = json.loads((clip(classes={}).parent / "judge.json").read_text())["clip"]
+    model = CLIPModel.from_pretrained(folder).eval()
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(folder)(["a red apple", "a pear"], padding=True, return_tensors="pt")
+    pixels = CLIPImageProcessor.from_pretrained(folder)(list(to_bytes(PICTURES)), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        whole = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels)
+    torch.testing.assert_close(probabilities, whole.logits_per_image.softmax(1))
+    torch.testing.assert_close(features, normalize(whole.image_embeds, dim=-1))
+    assert detector.class_names == ("apple", "pear")
+    assert detector.threshold == 0.2
+
+
+def test_several_descriptions_are_one_direction_and_grey_is_a_colour(clip):
+    once = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}))
+    twice = load_detector(clip(classes={"apple": ["a red apple", "a red apple"], "pear": ["a pear"]}))
+    torch.testing.assert_close(once.judge(PICTURES)[0], twice.judge(PICTURES)[0])
+    grey = PICTURES[:, :1]
+    torch.testing.assert_close(once.judge(grey)[0], once.judge(grey.expand(-1, 3, -1, -1))[0])
+    assert once.sha256 != twice.sha256
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"classes": {"apple": "a red apple"}}, "does not describe a detector"),
+        ({"classes": {"apple": "a", "pear": ""}}, "class 'pear' has no description"),
+        ({"classes": {"apple": "a", "pear": []}}, "class 'pear' has no description"),
+        ({"classes": {"apple": "a", "pear": "a"}, "treshold": 0.5}, "treshold"),
+        ({"classes": {"apple": "a", "pear": "a"}, "clip": "./nowhere"}, "cannot load ./nowhere as a CLIP model"),
+    ],
+)
+def test_what_does_not_describe_a_detector_is_refused(asked, said, clip):
+    with pytest.raises(VduError, match=said) as refused:
+        load_detector(clip(**asked))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(VduError, match="does not describe a detector"):
+        load_detector(tmp_path / "absent.json")
+
+
+def test_nudenet_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nudenet", None)
+    with pytest.raises(VduError, match=r"pip install 'vdu\[nudity\]'"):
+        load_detector("nudenet")
+
+
+def test_nudenet_finds_nothing_in_noise():
+    pytest.importorskip("nudenet")
+    seen = load_detector("nudenet")(PICTURES)
+    assert seen.predicted.tolist() == [1] * len(PICTURES)
