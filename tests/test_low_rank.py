@@ -31,7 +31,8 @@ def _images(pipeline):
 
 
 @pytest.mark.parametrize("method", ["ga", "vdu"])
-def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method, pipeline, folder, tmp_path):
+@pytest.mark.parametrize("file", [FILE, "kohya_lora.safetensors"])
+def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method, file, pipeline, folder, tmp_path):
     before = _images(pipeline)
     result = _unlearn(pipeline, folder, method, settings=LORA | {"steps": 4})
     result.save(tmp_path / "out", form="lora")
@@ -40,10 +41,21 @@ def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method,
     assert torch.equal(_images(pipeline), before)
     after = _images(result.pipeline)
     assert (after - before).abs().max() > 1e-3
-    pipeline.load_lora_weights(tmp_path / "out")
+    pipeline.load_lora_weights(tmp_path / "out", weight_name=file)
     torch.testing.assert_close(_images(pipeline), after, atol=1e-5, rtol=1e-4)
     pipeline.unload_lora_weights()
     torch.testing.assert_close(_images(pipeline), before, atol=1e-6, rtol=1e-5)
+
+
+def test_kohyas_names_are_those_of_the_layers_and_alpha_is_the_rank(pipeline, folder, tmp_path):
+    _unlearn(pipeline, folder, settings=LORA).save(tmp_path / "out", form="lora")
+    named, own = load_file(tmp_path / "out" / "kohya_lora.safetensors"), load_file(tmp_path / "out" / FILE)
+    layers = {key.split(".")[0] for key in named}
+    modules = {f"lora_unet_{name.replace('.', '_')}" for name, _ in pipeline.unet.named_modules()}
+    assert layers <= modules
+    assert len(layers) == len(own) / 2
+    for layer in layers:
+        assert float(named[f"{layer}.alpha"]) == len(named[f"{layer}.lora_down.weight"]) == LORA["lora_rank"]
 
 
 def test_what_is_handed_out_is_an_ordinary_network_in_which_only_attention_moved(pipeline, folder):
