@@ -20,6 +20,7 @@ def results(tmp_path):
             row = {"method": method, "target": target, "seed": 0, "pul": pul, "u_fid": 1.2, "u_fid_original": 0.8}
             shares = {"shares_before": [30.0, 60.0, 10.0], "shares_after": [2.0, 85.0, 13.0]}
             evaluation = {"class_names": ["a", "b"], "seed": 1000, "samples": 50, **shares}
+            evaluation["sampler"] = {"precision": "fp32"}
             content = {"row": row | {"seconds": 5.0}, "evaluation": evaluation}
             (folder / f"{method}-{target}-0.json").write_text(json.dumps(content))
     return tmp_path
@@ -66,6 +67,6 @@ def test_a_table_of_some_targets_is_made_of_their_rows_only(results):
     assert {(row["method"], row["target"]) for row in rows} == {("vdu", "b"), ("ga", "b")}
     assert "\n| a " not in render("some", results, "table", ["b"])
     last = [cell.strip() for cell in render("some", results, "table").splitlines()[-1].split("|")[1:-1]]
-    assert last == ["seed 1000, N 50", "30.0", "60.0", "10.0"]
+    assert last == ["seed 1000, N 50, fp32", "30.0", "60.0", "10.0"]
     with pytest.raises(VduError, match="no result is of the target 'c'"):
         render("some", results, "table", ["a", "c"])

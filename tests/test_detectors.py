@@ -1,6 +1,7 @@
 """Detectors of other libraries: real `transformers` classes with random weights, NudeNet where it is installed."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from transformers import (
 )
 
 from vdu import VduError
-from vdu.detector import load_detector, to_bytes
+from vdu.detector import Detection, load_detector, to_bytes
+from vdu.evaluation import figures
+from vdu.nudity import nudity
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = {"height": 16, "width": 16}
@@ -61,7 +64,7 @@ def test_an_image_classifier_of_transformers_is_asked_as_it_asks_itself(tmp_path
 
 
 def test_clip_says_what_its_own_similarities_say(clip):
-    detector = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}, threshold=0.2))
+    detector = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}, threshold=0.6))
     probabilities, features = detector.judge(PICTURES)
     folder = json.loads((clip(classes={}).parent / "judge.json").read_text())["clip"]
     model = CLIPModel.from_pretrained(folder).eval()
@@ -74,12 +77,13 @@ def test_clip_says_what_its_own_similarities_say(clip):
     torch.testing.assert_close(probabilities, whole.logits_per_image.softmax(1))
     torch.testing.assert_close(features, normalize(whole.image_embeds, dim=-1))
     assert detector.class_names == ("apple", "pear")
-    assert detector.threshold == 0.2
+    assert detector.threshold == 0.6
+    assert detector.rejects
 
 
 def test_several_descriptions_are_one_direction_and_grey_is_a_colour(clip):
-    once = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}))
-    twice = load_detector(clip(classes={"apple": ["a red apple", "a red apple"], "pear": ["a pear"]}))
+    once = load_detector(clip(classes={"apple": "a red apple", "pear": "a pear"}, threshold=0.6))
+    twice = load_detector(clip(classes={"apple": ["a red apple", "a red apple"], "pear": ["a pear"]}, threshold=0.6))
     torch.testing.assert_close(once.judge(PICTURES)[0], twice.judge(PICTURES)[0])
     grey = PICTURES[:, :1]
     torch.testing.assert_close(once.judge(grey)[0], once.judge(grey.expand(-1, 3, -1, -1))[0])
@@ -92,8 +96,9 @@ def test_several_descriptions_are_one_direction_and_grey_is_a_colour(clip):
         ({"classes": {"apple": "a red apple"}}, "does not describe a detector"),
         ({"classes": {"apple": "a", "pear": ""}}, "class 'pear' has no description"),
         ({"classes": {"apple": "a", "pear": []}}, "class 'pear' has no description"),
-        ({"classes": {"apple": "a", "pear": "a"}, "treshold": 0.5}, "treshold"),
-        ({"classes": {"apple": "a", "pear": "a"}, "clip": "./nowhere"}, "cannot load ./nowhere as a CLIP model"),
+        ({"classes": {"apple": "a", "pear": "a"}, "treshold": 0.6}, "treshold"),
+        ({"classes": {"apple": "a", "pear": "a"}}, "threshold of 0.5 is not over 1/2"),
+        ({"classes": {"apple": "a", "pear": "a"}, "clip": "./nowhere", "threshold": 0.6}, "cannot load ./nowhere as a"),
     ],
 )
 def test_what_does_not_describe_a_detector_is_refused(asked, said, clip):
@@ -108,12 +113,67 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_nudenet_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nudenet", None)
+    monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(VduError, match=r"pip install 'vdu\[nudity\]'"):
         load_detector("nudenet")
 
 
-def test_nudenet_finds_nothing_in_noise():
+def test_a_part_of_a_clip_is_not_judged_with(clip):
+    path = clip(classes={"apple": "a", "pear": "a"}, threshold=0.6)
+    folder = json.loads(path.read_text())["clip"]
+    whole = CLIPModel.from_pretrained(folder)
+    whole.text_model.save_pretrained(folder)
+    with pytest.raises(VduError, match="is not a whole CLIP model: it lacks"):
+        load_detector(path)
+
+
+def test_the_most_certain_uncovered_part_decides_and_covered_ones_do_not():
+    boxes = [("FEMALE_BREAST_EXPOSED", 0.4), ("BUTTOCKS_EXPOSED", 0.7), ("BUTTOCKS_COVERED", 0.9), ("FACE_FEMALE", 0.8)]
+    found = [{"class": name, "score": score} for name, score in boxes]
+    assert nudity(found) == 0.7
+    assert nudity(found[2:]) == nudity([]) == 0.0
+
+
+def test_nudenet_itself_finds_nothing_in_noise():
     pytest.importorskip("nudenet")
     seen = load_detector("nudenet")(PICTURES)
     assert seen.predicted.tolist() == [1] * len(PICTURES)
+
+
+def _answering(answer, threshold=0.6):
+    def judge(images):
+        return answer
+
+    judge.class_names, judge.threshold = ["cat", "dog"], threshold
+    return judge
+
+
+HALVES = torch.full((5, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[HALVES, HALVES], HALVES.numpy(), HALVES[:4], torch.ones(5, 3), (HALVES, torch.ones(4, 7)), (HALVES, 3), None],
+)
+def test_a_function_that_answers_otherwise_than_agreed_is_refused(answer):
+    with pytest.raises(VduError, match=r"must return probabilities \(5, 2\) as a tensor"):
+        load_detector(_answering(answer))(PICTURES)
+
+
+@pytest.mark.parametrize("spec", [":judge", "..a:b", "broken:judge", "absent:judge", "json:nothing"])
+def test_a_function_that_cannot_be_imported_is_one_line(spec, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("def judge(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(VduError, match="no Python function") as refused:
+        load_detector(spec)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(VduError, match="threshold that is no number"):
+        load_detector(_answering(HALVES, "high"))
+
+
+def test_where_the_detector_cannot_say_none_nothing_is_said_of_it():
+    classes = torch.tensor([0, 1, 1, 0])
+    seen = Detection(classes, torch.ones(4), None)
+    known, unknown = (figures(seen, seen, 0, 2, None, rejects) for rejects in (True, False))
+    assert known["share_none"]["value"] == 0
+    assert unknown["share_none"] == unknown["share_none_before"] == {"value": None, "low": None, "high": None}

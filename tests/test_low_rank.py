@@ -31,8 +31,8 @@ def _images(pipeline):
 
 
 @pytest.mark.parametrize("method", ["ga", "vdu"])
-@pytest.mark.parametrize("file", [FILE, "kohya_lora.safetensors"])
-def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method, file, pipeline, folder, tmp_path):
+@pytest.mark.parametrize("chosen", [{}, {"weight_name": "kohya_lora.safetensors"}])
+def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method, chosen, pipeline, folder, tmp_path):
     before = _images(pipeline)
     result = _unlearn(pipeline, folder, method, settings=LORA | {"steps": 4})
     result.save(tmp_path / "out", form="lora")
@@ -41,7 +41,7 @@ def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method,
     assert torch.equal(_images(pipeline), before)
     after = _images(result.pipeline)
     assert (after - before).abs().max() > 1e-3
-    pipeline.load_lora_weights(tmp_path / "out", weight_name=file)
+    pipeline.load_lora_weights(tmp_path / "out", **chosen)
     torch.testing.assert_close(_images(pipeline), after, atol=1e-5, rtol=1e-4)
     pipeline.unload_lora_weights()
     torch.testing.assert_close(_images(pipeline), before, atol=1e-6, rtol=1e-5)

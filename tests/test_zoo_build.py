@@ -1,6 +1,7 @@
 """A zoo folder from a finished run: images are shipped only where the corpus may be passed on."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 import vdu.zoo_build
 from vdu.bench.runner import run_suite
 from vdu.bench.suite import read_suite, require_inputs
+from vdu.checkpoint import write_tensors
 from vdu.cli import main
 from vdu.corpora import Corpus
 from vdu.errors import VduError
@@ -94,6 +96,12 @@ def _check_own_images(data, tmp_path):
     prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
     assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
     said = []
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints, other)
+    write_tensors(sorted(other.iterdir())[-1], {"conv_in.weight": torch.zeros(1)})
+    with pytest.raises(VduError, match="checkpoint of another model"):
+        run_suite(read_suite(str(suite), tmp_path / "by-class", other), tmp_path / "results", None, 1, print)
+    assert not (tmp_path / "results").exists()
     run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
     posterior = json.loads((tmp_path / "results" / "tiny-suite" / "2-checkpoints-dog-0.json").read_text())
     assert posterior["unlearning"]["posterior"]["count"] == 2, said

@@ -52,6 +52,11 @@ class Detector:
         confidence, predicted = probabilities.max(dim=1)
         return Detection(predicted.masked_fill(confidence < self.threshold, -1), confidence, features)
 
+    @property
+    def rejects(self) -> bool:
+        """Whether it can say "none": the largest of K probabilities is never under 1/K."""
+        return self.threshold > 1 / len(self.class_names)
+
     def record(self) -> dict[str, Any]:
         """What a result file says of it."""
         return {"name": self.name, "sha256": self.sha256, "threshold": self.threshold}
@@ -103,24 +108,41 @@ def _from_transformers(folder: Path) -> Detector:
 def _named_function(spec: str) -> Function:
     """An importable one, or one of a file in the working folder, which a console script does not look into."""
     module_name, _, function_name = spec.partition(":")
+    wanted = f"no Python function {spec}: give an importable module:function"
+    if not module_name or module_name.startswith("."):
+        raise VduError(wanted)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
         function: Function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise VduError(f"no Python function {spec}: give an importable module:function ({error})") from error
+    except Exception as error:  # the user's own file may fail in any way while it is imported
+        raise VduError(f"{wanted} ({type(error).__name__}: {' '.join(str(error).split())[:160]})") from error
     return function
+
+
+def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[Tensor, Tensor | None]:
+    """Probabilities and features of a user's function. Raises `VduError` for anything else."""
+    probabilities, features = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+    right = isinstance(probabilities, Tensor) and probabilities.shape == (count, classes)
+    if features is not None:
+        right = right and isinstance(features, Tensor) and features.ndim == 2 and len(features) == count
+    if not right:
+        wanted = f"probabilities ({count}, {classes}) as a tensor, or those and features ({count}, D) as a tuple"
+        raise VduError(f"{spec} was given {count} images and {classes} class_names: it must return {wanted}")
+    return probabilities, features
 
 
 def _from_function(function: Function, spec: str) -> Detector:
     names = tuple(str(n) for n in getattr(function, "class_names", ()))
     if not names:
         raise VduError(f"{spec} has no attribute class_names: set it to the list of classes of its columns")
-    threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
+    try:
+        threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
+    except (TypeError, ValueError) as error:
+        raise VduError(f"{spec} has a threshold that is no number: {error}") from error
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        answer = function(images)
-        return answer if isinstance(answer, tuple) else (answer, None)
+        return _checked_answer(function(images), spec, len(images), len(names))
 
     return Detector(spec, "function", names, threshold, judge)
 

@@ -63,8 +63,9 @@ def _share(flags: Tensor) -> dict[str, float | None]:
     return asdict(metrics.share_interval(flags))
 
 
-def _class_figures(before: Tensor, after: Tensor, target: int, classes: int) -> dict[str, Any]:
-    """PUL, shares, shift: from class indices ``(N,)`` of paired samples."""
+def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rejects: bool) -> dict[str, Any]:
+    """PUL, shares, shift: from class indices ``(N,)`` of paired samples; "none" only where the detector can say so."""
+    nothing = asdict(metrics.Interval(None, None, None))
     shares_before, shares_after = (metrics.class_shares(x, classes) for x in (before, after))
     kept = [i for i in range(classes) if i != target]
     return {
@@ -73,8 +74,8 @@ def _class_figures(before: Tensor, after: Tensor, target: int, classes: int) -> 
         "count_after": int((after == target).sum()),
         "share_before": _share(before == target),
         "share_after": _share(after == target),
-        "share_none_before": _share(before < 0),
-        "share_none": _share(after < 0),
+        "share_none_before": _share(before < 0) if rejects else nothing,
+        "share_none": _share(after < 0) if rejects else nothing,
         "share_retained_before": _share((before != target) & (before >= 0)),
         "share_retained": _share((after != target) & (after >= 0)),
         "shares_before": shares_before,
@@ -102,13 +103,17 @@ def _feature_figures(before: Detection, after: Detection, real: Tensor | None, t
 
 
 def figures(
-    before: Detection, after: Detection, target: int, classes: int, reference: Reference | None = None
+    before: Detection,
+    after: Detection,
+    target: int,
+    classes: int,
+    reference: Reference | None = None,
+    rejects: bool = True,
 ) -> dict[str, Any]:
-    """All figures of the protocol from two detections of paired samples."""
+    """All figures of the protocol from two detections of paired samples. ``rejects``: as of `Detector`."""
     real = reference.retained(target) if reference is not None else None
-    return _class_figures(before.predicted, after.predicted, target, classes) | _feature_figures(
-        before, after, real, target
-    )
+    shares = _class_figures(before.predicted, after.predicted, target, classes, rejects)
+    return shares | _feature_figures(before, after, real, target)
 
 
 def evaluate(
@@ -140,7 +145,7 @@ def evaluate(
     same = record["original_sha256"] == record["unlearned_sha256"]
     after = before if same else sampler.draw(second)
     seen_before, seen_after = judge(before), judge(after)
-    record |= figures(seen_before, seen_after, index, len(judge.class_names), reference)
+    record |= figures(seen_before, seen_after, index, len(judge.class_names), reference, judge.rejects)
     record["u_fid_oracle"] = None
     if third is not None and reference is not None:
         seen = judge(sampler.draw(third))

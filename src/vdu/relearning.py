@@ -10,7 +10,7 @@ an oracle, models compare with each other only: every model learns the class in 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from vdu.detector import Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Sampler, load_alike
 from vdu.image_set import load_image_set
-from vdu.metrics import share_interval
+from vdu.metrics import Interval, share_interval
 from vdu.noising import Clean
 from vdu.precision import autocast
 from vdu.provenance import code_commit, package_versions
@@ -70,7 +70,8 @@ def trained_further(
 
 def _shares(images: Tensor, detector: Detector, target: int) -> dict[str, Any]:
     seen = detector(images).predicted
-    return {"share": asdict(share_interval(seen == target)), "share_none": asdict(share_interval(seen < 0))}
+    none = share_interval(seen < 0) if detector.rejects else Interval(None, None, None)
+    return {"share": asdict(share_interval(seen == target)), "share_none": asdict(none)}
 
 
 def steps_to_return(curve: list[dict[str, Any]], share_original: float) -> int | None:
@@ -97,12 +98,13 @@ def relearn(
     oracle: Any = None,
     settings: Relearning | None = None,
     sampler: Sampler | None = None,
+    on_look: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """The curve of ``unlearned``, of ``oracle`` where there is one, and the original's share beside them, as a record.
 
-    Models are pipelines, folders or `Backbone`s; ``forget`` as of `vdu.unlearn`. Shares are percent. Raises `VduError`
-    for a model with text, models of different shape, an unknown class, a learning rate that is not positive, or a class
-    that the original never makes.
+    Models are pipelines, folders or `Backbone`s; ``forget`` as of `vdu.unlearn`. Shares are percent. ``on_look``
+    is told each as it comes, with the model's name. Raises `VduError` for a model with text, models of different shape,
+    an unknown class, a learning rate that is not positive, or a class that the original never makes.
     """
     started, settings, sampler = time.monotonic(), settings or Relearning(), sampler or Sampler(count=500)
     if not settings.learning_rate > 0:
@@ -111,31 +113,42 @@ def relearn(
     index = judge.class_index(target)
     first, models = _opened(original, unlearned, oracle)
     images = load_image_set(forget, first.shape)
-    before = _shares(sampler.draw(first), judge, index)
+
+    def seen(name: str, look: dict[str, Any]) -> dict[str, Any]:
+        if on_look:
+            on_look(name, look)
+        return look
+
+    before = seen("original", {"step": 0} | _shares(sampler.draw(first), judge, index))
     if not before["share"]["value"]:
         raise VduError(f"the original makes no {target!r} in {sampler.count} samples: there is nothing to come back")
     curves = {
         name: [
-            {"step": step} | _shares(sampler.draw(backbone, network), judge, index)
+            seen(name, {"step": step} | _shares(sampler.draw(backbone, network), judge, index))
             for step, network in trained_further(backbone, images.images, settings, sampler.precision)
         ]
         for name, backbone in models.items()
     }
-    return {
-        "schema": 1,
-        "original_sha256": weights_sha256(first.network),
-        "sha256": {name: weights_sha256(backbone.network) for name, backbone in models.items()},
+    return _heading(first, models, judge, sampler) | {
         "target": target,
         "forget": images.record(),
         "settings": asdict(settings),
-        "samples": sampler.count,
-        "seed": sampler.seed,
-        "sampler": sampler.record(),
-        "detector": judge.record(),
         "original": before,
         "curves": curves,
         "steps_to_return": {name: steps_to_return(c, before["share"]["value"]) for name, c in curves.items()},
         "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _heading(first: Backbone, models: dict[str, Backbone], judge: Detector, sampler: Sampler) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "original_sha256": weights_sha256(first.network),
+        "sha256": {name: weights_sha256(backbone.network) for name, backbone in models.items()},
+        "samples": sampler.count,
+        "seed": sampler.seed,
+        "sampler": sampler.record(),
+        "detector": judge.record(),
         "git_commit": code_commit(),
         "versions": package_versions(),
     }

@@ -157,6 +157,8 @@ def _outcome(evaluation: dict[str, Any] | None) -> str:
     done = None if evaluation is None else forgot(evaluation)
     if evaluation is None or (done is None and not quality_losses(evaluation)):
         return "open"
+    if done and _finite(evaluation.get("u_fid")) is None and _value(evaluation, "share_none") is None:
+        return "open"  # noise would look the same
     return "good" if done and not quality_losses(evaluation) else "bad"
 
 

@@ -5,8 +5,10 @@
 
 Radford et al., arXiv 2103.00020. The file that asks for it is JSON:
 
-    {"clip": FOLDER or hub id, "classes": {"church": "a photo of a church", "other": ["a photo", "a house"]},
-     "threshold": 0.5}
+    {"clip": FOLDER or hub id, "threshold": 0.6,
+     "classes": {"church": "a photo of a church", "house": "a photo of a house", "other": ["a photo", "a landscape"]}}
+
+A relative FOLDER is looked for beside the file first. Under the threshold (0.5 where none is given) a picture is none.
 
 Pictures' embeddings are the features, so u-FID can be measured in them. CLIP sees what its descriptions leave room for:
 without a class for "anything else" every picture is one of those named.
@@ -37,7 +39,7 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
     clip: str
     classes: dict[str, str | list[str]] = Field(min_length=2)
-    threshold: float = Field(DEFAULT_THRESHOLD, ge=0, le=1)
+    threshold: float = Field(DEFAULT_THRESHOLD, ge=0, lt=1)
 
     def descriptions(self) -> dict[str, list[str]]:
         return {name: [texts] if isinstance(texts, str) else texts for name, texts in self.classes.items()}
@@ -53,6 +55,9 @@ def _read(path: Path) -> _Asked:
     for name, texts in asked.descriptions().items():
         if not texts or not all(text.strip() for text in texts):
             raise VduError(f"{path}: class {name!r} has no description, or an empty one")
+    if asked.threshold <= 1 / len(asked.classes):
+        least = f"1/{len(asked.classes)}, under which no largest probability is: give a threshold above it"
+        raise VduError(f"{path}: a threshold of {asked.threshold} is not over {least}, or more classes")
     return asked
 
 
@@ -62,11 +67,14 @@ def _open(source: str) -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise VduError("a detector from words needs transformers: pip install 'vdu[transformers]'") from error
     try:
-        model = CLIPModel.from_pretrained(source, use_safetensors=True).eval().requires_grad_(False)
-        return model, AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+        model, loaded = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        parts = AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
     except Exception as error:
         said = " ".join(str(error).split())[:160]
         raise VduError(f"cannot load {source} as a CLIP model with tokenizer and image processor ({said})") from error
+    if absent := sorted(loaded["missing_keys"]):
+        raise VduError(f"{source} is not a whole CLIP model: it lacks {absent[0]!r} and {len(absent) - 1} more weights")
+    return model.eval().requires_grad_(False), *parts
 
 
 def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
@@ -79,7 +87,8 @@ def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
 def load_zero_shot(path: Path) -> Detector:
     """The detector that a JSON file describes. Raises `VduError` where file or model cannot be read."""
     asked = _read(path)
-    model, tokenizer, processor = _open(asked.clip)
+    beside = path.parent / asked.clip
+    model, tokenizer, processor = _open(str(beside) if beside.is_dir() else asked.clip)
     descriptions = asked.descriptions()
     classes = torch.stack([_embedded(model, tokenizer, texts) for texts in descriptions.values()])
     scale = model.logit_scale.exp()

@@ -102,11 +102,11 @@ def _amounts(suite: str, results: Path) -> tuple[str, list[dict[str, Any]]]:
 def _amount(figure: Any, suite: str, results: Path) -> None:
     amount, rows = _amounts(suite, results)
     panels = figure.subplots(1, 2)
-    for target in sorted({str(r["target"]) for r in rows}):
-        mine = [r for r in rows if str(r["target"]) == target]
+    for target, seed in sorted({(str(r["target"]), r["seed"]) for r in rows}):
+        mine = [r for r in rows if (str(r["target"]), r["seed"]) == (target, seed)]
         x, pul = [r[amount] for r in mine], [r["pul"] for r in mine]
         reach = [[r["pul"] - r["pul_low"] for r in mine], [r["pul_high"] - r["pul"] for r in mine]]
-        panels[0].errorbar(x, pul, yerr=reach, marker="o", capsize=3, label=target)
+        panels[0].errorbar(x, pul, yerr=reach, marker="o", capsize=3, label=f"{target}, seed {seed}")
         panels[1].plot(x, [r.get("u_fid_ratio") for r in mine], marker="o")
     for axes, figures in zip(panels, ("PUL, percent", "u-FID / u-FID of the original"), strict=True):
         axes.set_xscale("log")

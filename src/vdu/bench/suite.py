@@ -125,8 +125,11 @@ def read_suite(name: str, forget: Path | None = None, checkpoints: Path | None =
         suite = Suite.model_validate(tomllib.loads(path.read_text()) | given)
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
-    for arm in suite.methods.values():
-        make_settings(find_method(arm.method), arm.settings)
+    for label, arm in suite.methods.items():
+        method = find_method(arm.method)
+        make_settings(method, arm.settings)
+        if arm.checkpoints and "posterior" not in method.settings.needs:
+            raise VduError(f"suite {path.name}: the method of {label!r} takes no posterior: leave checkpoints out")
     _check_protocol(suite, zoo_model(suite))
     return suite
 
@@ -154,10 +157,22 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
 def require_inputs(suite: Suite) -> None:
     """Raises `VduError` where a target has no forget images or checkpoints lack, and says how to come by them."""
     zoo = zoo_model(suite)
-    suite.last_checkpoints(max(arm.checkpoints or 0 for arm in suite.methods.values()))
+    _require_checkpoints(suite, zoo)
     for target in suite.targets:
         if not any(zoo.forget(target).glob("*.png")):
             raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo)}")
+
+
+def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
+    """Those that are asked for must be there and be the model's own, before a run is refused for good."""
+    wanted = max(arm.checkpoints or 0 for arm in suite.methods.values())
+    if suite.checkpoints is not None and not wanted:
+        raise VduError(f"no method of suite {suite.name} makes its posterior of checkpoints: leave --checkpoints out")
+    if wanted:
+        from vdu.backbone import load_backbone
+        from vdu.posterior import from_checkpoints
+
+        from_checkpoints(load_backbone(zoo.pipeline), suite.last_checkpoints(wanted))
 
 
 def _where(zoo: ZooModel) -> str:

@@ -45,12 +45,16 @@ def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict
 
 
 def _given(content: dict[str, Any]) -> dict[str, int | None]:
-    """How many forget images and checkpoints a run had."""
+    """How many forget images, and checkpoints for its posterior, a run had."""
     record = content.get("unlearning")
     if record is None:
         return {}
-    counts = (("forget_images", "forget", "images"), ("checkpoints", "posterior", "count"))
-    return {name: (record.get(part) or {}).get(count) for name, part, count in counts}
+    posterior = record.get("posterior") or {}
+    of_checkpoints = posterior.get("source") == "checkpoints"
+    return {
+        "forget_images": (record.get("forget") or {}).get("images"),
+        "checkpoints": posterior["count"] if of_checkpoints else None,
+    }
 
 
 def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
@@ -87,7 +91,8 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
     lead, columns = lead_figure(rows), CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
     lines = [["method", "runs", *columns]]
     if is_of_concepts(rows):
-        once = {(r["target"], r["seed"]): r for r in rows if lead in r}.values()
+        # Rows of another machine or commit have another original: each is counted once.
+        once = {(r["target"], *(r.get(f"{c}_original") for c in BOTH)): r for r in rows if lead in r}.values()
         cells = [_cell(r[f"{c}_original"] for r in once) if c in BOTH else "–" for c in columns]
         lines.append(["(original)", "–", *cells])
     for method in sorted({r["method"] for r in rows}):
@@ -117,20 +122,23 @@ def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
 def _original_shares(suite: str, results: Path) -> list[list[str]]:
     """What the original model makes, by which a PUL is to be judged: percent of its samples by class, and none.
 
-    One line for each evaluation seed; header only where no result has such shares.
+    One line for each evaluation seed and precision; header only where no result has such shares.
     """
-    records = (content.get("evaluation") or {} for content in read_results(suite, results))
-    by_seed = {record["seed"]: record for record in records if "shares_before" in record}
-    names = [str(name) for name in next(iter(by_seed.values()))["class_names"]] if by_seed else []
-    lines = [["original's samples, %", *names, "none"]]
-    for seed, record in sorted(by_seed.items()):
-        lines.append([f"seed {seed}, N {record['samples']}", *(f"{share:.1f}" for share in record["shares_before"])])
-    return lines
+    records = [content.get("evaluation") or {} for content in read_results(suite, results)]
+    records = [record for record in records if "shares_before" in record]
+    names = [str(name) for name in records[0]["class_names"]] if records else []
+    lines = {
+        (f"seed {r['seed']}, N {r['samples']}, {r['sampler']['precision']}", *(f"{x:.1f}" for x in r["shares_before"]))
+        for r in records
+    }
+    return [["original's samples, %", *names, "none"], *map(list, sorted(lines))]
 
 
 def _of_targets(rows: list[dict[str, Any]], targets: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of some targets, on which methods that were measured on different ones can be compared."""
-    known = {str(row.get("target")) for row in rows}
+    known = {str(row["target"]) for row in rows if "target" in row}
+    if targets and not known:
+        raise VduError("these results have no targets: leave --target out")
     for target in targets:
         if target not in known:
             raise VduError(f"no result is of the target {target!r}: {nearest(target, known)}")

@@ -46,7 +46,8 @@ def shipped_judge(model: str, target: str, detector: str | None, reference: Path
         return detector, reference
     zoo = named_model(model)
     if zoo is None:
-        raise VduError(f"{model} does not come with a detector: give --detector FOLDER or module:function")
+        kinds = "a folder, a .json file, nudenet or module:function"
+        raise VduError(f"{model} does not come with a detector: give --detector ({kinds})")
     return str(zoo.classifier_of(target)), reference or zoo.shipped_reference
 
 

@@ -9,32 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from vdu.cli.evaluation import shipped_judge
-from vdu.cli.options import DetectorFolder, Model, Overwrite, Precision, Seed, Target, open_model
+from vdu.cli.options import DetectorFolder, Overwrite, Precision, Seed, Target, open_model
 
 __all__ = ["relearn_command"]
 
+PipelineModel = Annotated[str, typer.Argument(help="pipeline folder, zoo name or hub id of a model without text")]
 
-def _cell(look: dict[str, Any]) -> str:
+
+def _print_look(name: str, look: dict[str, Any]) -> None:
     share, none = look["share"], look["share_none"]["value"]
-    shown = f"{share['value']:.1f} ({share['low']:.1f}…{share['high']:.1f})"
-    return f"{shown:>22s}{none:8.1f}"
-
-
-def _print_curves(record: dict[str, Any]) -> None:
-    """Share of the class and of none by steps, two columns for each model."""
-    curves = record["curves"]
-    typer.echo(f"{'steps':>8s}" + "".join(f"{name + ', %':>22s}{'none':>8s}" for name in curves))
-    typer.echo(f"{'original':>8s}{_cell(record['original'])}")
-    for looks in zip(*curves.values(), strict=True):
-        typer.echo(f"{looks[0]['step']:>8d}" + "".join(map(_cell, looks)))
-    for name, steps in record["steps_to_return"].items():
-        when = "at no look" if steps is None else f"at step {steps}"
-        typer.echo(f"{name}: half of the original's share is back {when}")
+    shown = f"{share['value']:.1f} % ({share['low']:.1f} to {share['high']:.1f})"
+    typer.echo(f"{name:>10s}  step {look['step']:>4d}  {shown:<24s} none {'–' if none is None else f'{none:.1f} %'}")
 
 
 def relearn_command(
-    original: Model,
-    unlearned: Model,
+    original: PipelineModel,
+    unlearned: PipelineModel,
     forget: Annotated[Path, typer.Option(help="folder of images of the class to train on again")],
     target: Target,
     detector: DetectorFolder = None,
@@ -65,9 +55,12 @@ def relearn_command(
         oracle=open_model(oracle) if oracle else None,
         settings=Relearning(steps, rate),
         sampler=Sampler(sampler_steps, precision, seed, samples),
+        on_look=_print_look,
     )
     record.update(models={"original": original, "unlearned": unlearned, "oracle": oracle})
-    _print_curves(record)
+    for name, back in record["steps_to_return"].items():
+        when = "at no look" if back is None else f"at step {back}"
+        typer.echo(f"{name}: half of the original's share is back {when}")
     if out:
         with replacing(out) as beside:
             beside.write_text(json.dumps(record, indent=2) + "\n")
