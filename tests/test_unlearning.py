@@ -17,6 +17,7 @@ from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic, load_posterior
 from vdu.precision import CPU_BFLOAT16, resolve_precision
+from vdu.sampling import DEFAULT_STEPS
 
 SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
 FROM_IMAGES = sorted(name for name, method in METHODS.items() if "prompt" not in method.settings.needs)
@@ -226,3 +227,11 @@ def test_a_given_precision_is_kept_and_an_unknown_one_refused():
     assert [resolve_precision(p) for p in ("bf16", "fp32")] == ["bf16", "fp32"]
     with pytest.raises(VduError, match="unknown precision 'fp8': give auto, bf16 or fp32"):
         resolve_precision("fp8")
+
+
+@pytest.mark.parametrize(("method", "each"), [("ga", 3), ("capped-ascent", 3 + 3 + 1)])
+def test_passes_are_counted_a_backward_pass_as_two(method, each, forget):
+    settings = {"steps": 3, "batch_size": 2, "guard_every_steps": 0}
+    result = unlearn(make_pipeline(), forget, method, settings=settings, precision="fp32")
+    own = 12 * DEFAULT_STEPS if method == "capped-ascent" else 0
+    assert result.record["passes"] == 3 * 2 * each + own

@@ -215,6 +215,7 @@ def _carry_out(
         "model": name,
         "model_sha256": identity["model"],
         "result_sha256": weights_sha256(pipeline.unet),
+        "passes": request.backbone.passes,
         "preparation_seconds": round(prepared - started, 2),
         "seconds": round(time.monotonic() - started, 2),
     } | request.record(preparation, outcome)

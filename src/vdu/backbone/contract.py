@@ -82,8 +82,11 @@ class Backbone(ABC):
 
     Attributes: ``network`` (frozen original), ``shape`` of its pictures ``(C, H, W)``, ``latent_shape`` of ``x_0``,
     ``alpha_bar`` ``(T,)``, ``prediction_type``, ``prompts`` (None: it takes no text), ``largest_batch`` (the most that
-    is put through the network at once where the batch does not matter).
+    is put through the network at once where the batch does not matter), ``passes`` (what any network was asked through
+    it, in passes of one image; a backward pass is two).
     """
+
+    passes: int = 0
 
     largest_batch: int = 256
     shape: tuple[int, int, int]
@@ -169,8 +172,14 @@ class Backbone(ABC):
         return (x_t - signal * x_0) / noise
 
     @abstractmethod
+    def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        """What `output` returns, float32."""
+
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        """What the network itself predicts (ε, v or x_0), of ``x_t``'s shape, float32."""
+        """What the network itself predicts (ε, v or x_0), of ``x_t``'s shape, float32. Counted in ``passes``."""
+        output = self._output(network, x_t, t, c)
+        self.passes += len(x_t) * (3 if output.requires_grad else 1)
+        return output
 
     def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """What the sampler follows: `output`, guided where the architecture samples with guidance."""

@@ -36,7 +36,7 @@ class DDPMBackbone(Backbone):
         if config.in_channels != config.out_channels:
             raise VduError("a UNet2DModel that predicts a variance too (out_channels ≠ in_channels) is not supported")
 
-    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         return network(x_t, t).sample.float()
 
     def denoise(

@@ -191,7 +191,7 @@ class StableDiffusionBackbone(Backbone):
             parts = [self.vae.decode(z.to(device)).sample.clamp(-1, 1).cpu() for z in latents]
         return torch.cat(parts)
 
-    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         self._encodings = tuple(x.to(x_t.device) for x in self._encodings)
         number = (torch.zeros(len(x_t), dtype=torch.long) if c is None else c).to(x_t.device)
         return self._output_of_encodings(network, x_t, t, tuple(x[number] for x in self._encodings))

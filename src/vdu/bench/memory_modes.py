@@ -109,7 +109,7 @@ class RandomBackbone(Backbone):
     def check(cls, pipeline: Any) -> None:
         """Nothing to refuse: it is made here."""
 
-    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+    def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         return network(x_t, t, encoder_hidden_states=self.text.expand(len(x_t), -1, -1)).sample.float()
 
     def with_network(self, network: nn.Module) -> Any:

@@ -79,7 +79,7 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
     evaluation, picture = runs.evaluate(done, run)
     record = _source(zoo, done.record, run.target)
     cost = {"seconds": record["seconds"], "threads": torch.get_num_threads()}
-    cost |= {key: record[key] for key in ("steps", "stop_reason")}
+    cost |= {key: record[key] for key in ("steps", "passes", "stop_reason")}
     row = run.heading | runs.row(evaluation) | cost
     return {"status": "done", "row": row, "unlearning": record, "evaluation": evaluation}, picture
 

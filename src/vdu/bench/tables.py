@@ -16,10 +16,10 @@ RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
 
 CLASS_COLUMNS = (
     *("pul", "share_after", "share_none", "u_fid", "u_fid_original", "u_fid_oracle", "u_fid_ratio"),
-    *("total_variation", "changed", "seconds"),
+    *("total_variation", "changed", "passes", "seconds"),
 )
 BOTH = ("ua", "ua_none", "ua_paraphrase", "ira", "cra", "cra_target")  # which the original model has too
-CONCEPT_COLUMNS = (*BOTH[:3], "ua_attack", *BOTH[3:], "fid_to_original", "seconds")
+CONCEPT_COLUMNS = (*BOTH[:3], "ua_attack", *BOTH[3:], "fid_to_original", "passes", "seconds")
 
 
 def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
