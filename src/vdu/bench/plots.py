@@ -129,7 +129,7 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     """
     if kind not in KINDS:
         raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
-    if kind in ("classes", "amount") and is_of_concepts(read_rows(suite, results)):
+    if kind in OF_CLASSES and is_of_concepts(read_rows(suite, results)):
         instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
         raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no {OF_CLASSES[kind]}; {instead}")
     import matplotlib as mpl

@@ -10,7 +10,7 @@ import typer
 
 from vdu.cli.options import (
     Config,
-    DetectorFolder,
+    DetectorOption,
     GuidanceScale,
     Model,
     Overwrite,
@@ -55,7 +55,7 @@ def evaluate(
     original: Model,
     unlearned: Model,
     target: Target,
-    detector: DetectorFolder = None,
+    detector: DetectorOption = None,
     reference: Annotated[Path | None, typer.Option(help="real images (folder) or feature file, for u-FID")] = None,
     oracle: Annotated[str | None, typer.Option(help="a model retrained without the class")] = None,
     samples: Annotated[int, typer.Option(min=2, help="samples of each model")] = 2000,

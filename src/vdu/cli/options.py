@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
-    "DetectorFolder",
+    "DetectorOption",
     "GuidanceScale",
     "Model",
     "Overwrite",
@@ -31,7 +31,7 @@ Config = Annotated[
     Path | None,
     typer.Option(help="for a .safetensors checkpoint: diffusers folder of its base model; default: the hub's"),
 ]
-DetectorFolder = Annotated[
+DetectorOption = Annotated[
     str | None,
     typer.Option(
         help="classifier folder, .json of classes in words, nudenet, module:function; default: the shipped model's own"

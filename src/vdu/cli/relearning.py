@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vdu.cli.evaluation import shipped_judge
-from vdu.cli.options import DetectorFolder, Overwrite, Precision, Seed, Target, open_model
+from vdu.cli.options import DetectorOption, Overwrite, Precision, Seed, Target, open_model
 
 __all__ = ["relearn_command"]
 
@@ -27,7 +27,7 @@ def relearn_command(
     unlearned: PipelineModel,
     forget: Annotated[Path, typer.Option(help="folder of images of the class to train on again")],
     target: Target,
-    detector: DetectorFolder = None,
+    detector: DetectorOption = None,
     oracle: Annotated[str | None, typer.Option(help="a model retrained without the class, to compare with")] = None,
     steps: Annotated[int, typer.Option(min=1, help="training steps; sampled after 0, 5, 10, 20, 40 … of them")] = 80,
     rate: Annotated[float, typer.Option(help="learning rate")] = 1e-4,
