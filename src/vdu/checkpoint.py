@@ -1,4 +1,4 @@
-"""Training state on disk: named tensors in safetensors, written beside and renamed into place, never half.
+"""Training state and records on disk: safetensors and JSON, written beside and renamed into place, never half.
 
 An optimiser's state is flattened to ``optimizer.<parameter index>.<field>``; no pickle is read or written.
 """
@@ -6,11 +6,13 @@ An optimiser's state is flattened to ``optimizer.<parameter index>.<field>``; no
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,7 @@ __all__ = [
     "replacing",
     "require_space",
     "save_state",
+    "write_record",
     "write_tensors",
 ]
 
@@ -88,6 +91,12 @@ def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return isinstance(error, (SafetensorError, OSError)) and "No space left" in str(error)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write one JSON file atomically."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vdu.bench.memory_modes import MODES, SIZES, Mode, RandomBackbone, make_objective, make_settings
-from vdu.checkpoint import replacing
+from vdu.checkpoint import write_record
 from vdu.errors import VduError, nearest
 from vdu.loop import run_loop
 from vdu.parameters import trained_copy
@@ -155,7 +155,6 @@ def run_memory(
             limit = None if limit is None else limit - 1
             row = _row(name, size, rounds)
             row = _beside_plain(row, plain or row)
-            with replacing(path) as beside:
-                beside.write_text(json.dumps({"row": row}, indent=1) + "\n")
+            write_record(path, {"row": row})
             say(f"{name}: {row['status']}, {row['peak_gb']} GB, {row['cpu_seconds']} processor seconds a step")
         plain = plain or row

@@ -7,7 +7,6 @@ protocol's own matter: `ClassRuns` or `ConceptRuns`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from PIL import Image
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.suite import Run, Suite, require_inputs, result_path, zoo_model
-from vdu.checkpoint import replacing
+from vdu.checkpoint import replacing, write_record
 from vdu.errors import VduError
 from vdu.methods import find_method
 from vdu.model_zoo import ZooModel
@@ -125,8 +124,7 @@ def write_result(made: Made, path: Path) -> None:
     if made.picture is not None:
         with replacing(path.with_suffix(".png")) as beside:
             made.picture.save(beside, format="PNG", optimize=True)
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(made.result, indent=1) + "\n")
+    write_record(path, made.result)
 
 
 def run_suite(

@@ -8,7 +8,6 @@ beyond network, gradients and optimiser: bytes for each trained parameter.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bayes_target import BayesTarget
-from vdu.checkpoint import replacing
+from vdu.checkpoint import write_record
 from vdu.errors import VduError
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
@@ -110,6 +109,5 @@ def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -
             "rounds": rounds,
         }
         path = results / "step-cost" / f"{name.replace(',', '').replace(' ', '-')}.json"
-        with replacing(path) as beside:
-            beside.write_text(json.dumps({"row": row}, indent=1) + "\n")
+        write_record(path, {"row": row})
         say(f"{name}: {row['per_step']} per step, {row['per_image']} per image")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +68,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare two models on paired samples: PUL, shares, u-FID, KID, precision and recall."""
-    from vdu.checkpoint import refuse_existing, replacing
+    from vdu.checkpoint import refuse_existing, write_record
     from vdu.evaluation import Sampler
     from vdu.evaluation import evaluate as compare
 
@@ -84,5 +83,4 @@ def evaluate(
     evaluation.record.update(original=original, unlearned=unlearned)
     print_evaluation(evaluation)
     if out:
-        with replacing(out) as beside:
-            beside.write_text(json.dumps(evaluation.record, indent=2) + "\n")
+        write_record(out, evaluation.record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +38,7 @@ def relearn_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the unlearned model on forget images again: after how many steps is the class back?"""
-    from vdu.checkpoint import refuse_existing, replacing
+    from vdu.checkpoint import refuse_existing, write_record
     from vdu.evaluation import Sampler
     from vdu.relearning import Relearning, relearn
 
@@ -62,5 +61,4 @@ def relearn_command(
         when = "at no look" if back is None else f"at step {back}"
         typer.echo(f"{name}: half of the original's share is back {when}")
     if out:
-        with replacing(out) as beside:
-            beside.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(out, record)
