@@ -101,7 +101,7 @@ def test_rho_has_the_share_as_its_mean_and_falls_to_it_where_noise_hides_the_ima
 
 
 def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
-    preparation = Preparation(backbone, forget, seed=0, own_count=8)
+    preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8)
     head, bank = preparation.discriminator, preparation.own_bank
     undesired = preparation.forget_score
     term = BayesTarget(backbone, bank, head, None, undesired, strength=3.0, rho_max=0.8)

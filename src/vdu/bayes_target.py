@@ -21,7 +21,8 @@ it is known to be undesired or not,
 
 d leads from the undesired to the rest, seen in what the model makes unasked; ρ(x_t, c) says how much of it a prompt
 needs. Were d taken at c, a prompt that makes nothing but the undesired would have no direction left: there f_f = f_*.
-The weight is (1 − ρ(x_t, c)) over its mean for the prompt: p_r(x | c) has mass one for each c, also for those.
+The weight is (1 − ρ(x_t, c)) over its mean for the prompt: p_r(x | c) has mass one for each c, also for those. So the
+errors of d weigh fully there, and d's own factor 1/(1 − ρ(x_t)) is bounded more tightly, by ``prompted_rho_max``.
 
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 """
@@ -62,6 +63,7 @@ class BayesTarget:
         *,
         strength: float = 1.0,
         rho_max: float = 0.9,
+        prompted_rho_max: float = 0.33,
         precision: str = "fp32",
     ) -> None:
         self.backbone, self.bank, self.precision = backbone, bank, precision
@@ -73,6 +75,7 @@ class BayesTarget:
         self.rho = self.unprompted_rho = rho(discriminator, bank.features)
         if prompted is not None and bank.c is not None:
             self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.unprompted_rho)
+            self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
         self.weight = _weight(self.rho, bank.c)
         self.target = bank.original.clone()
         self._guide(forget_score)

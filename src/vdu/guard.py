@@ -67,7 +67,7 @@ def label_free_judge(preparation: Preparation) -> Judge:
     """Forget images and own samples are all it knows."""
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        clean = Clean(images, preparation.backbone.sample_conditions(len(images)))
+        clean = Clean(images, preparation.own_conditions(len(images)))
         bank = fill_bank(
             preparation.backbone,
             clean,
@@ -122,6 +122,7 @@ class Guard:
             self.seed,
             steps=self.sampler_steps,
             precision=self.preparation.precision,
+            conditions=self.preparation.own_conditions(self.count),
         )
 
     def _shares(self, images: Tensor) -> tuple[float, float]:

@@ -1,4 +1,8 @@
-"""What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts."""
+"""What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
+
+Own samples of a model that takes text take turns between neutral prompts and those of the forget images. Where no words
+were given those are the empty prompt and, by turns, prompts that were found from the images (`vdu.inversion`).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
+from vdu.inversion import found_prompts
 from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
@@ -28,7 +35,7 @@ SCORE_STEPS = 100
 class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
-    ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be;
+    ``own_count``, ``bank_items``, ``score_steps`` and ``inversion_steps`` say how much work that may be;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     ``on_stage`` is told what is being made.
     """
@@ -40,6 +47,7 @@ class Preparation:
     own_count: int = OWN_SAMPLES
     bank_items: int = BANK_ITEMS
     score_steps: int = SCORE_STEPS
+    inversion_steps: int = 0
     own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
@@ -55,8 +63,42 @@ class Preparation:
             self.on_stage(stage)
 
     @cached_property
+    def found_prompts(self) -> Tensor | None:
+        """Numbers ``(K,)`` of prompts for the first K forget images; None where words were given or none are read."""
+        backbone, asked = self.backbone, self.forget.c
+        worded = asked is None or bool(asked.any())
+        if not self.inversion_steps or worded or not isinstance(backbone, StableDiffusionBackbone):
+            return None
+        self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
+        return found_prompts(
+            backbone,
+            self.forget.x_0,
+            self.seed,
+            steps=self.inversion_steps,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    def own_conditions(self, count: int) -> Tensor | None:
+        """``c`` ``(count,)`` of own samples: a quarter of them asks with the found prompts where there are such."""
+        asked, found = self.backbone.sample_conditions(count), self.found_prompts
+        if asked is None or found is None:
+            return asked
+        quarter = torch.arange(1, count, 4)
+        return asked.index_copy(0, quarter, found[torch.arange(len(quarter)) % len(found)])
+
+    @property
+    def asked_forget(self) -> Clean:
+        """The forget images with the prompts that are known or were found for them."""
+        asked, found = self.forget.c, self.found_prompts
+        if asked is None or found is None:
+            return self.forget
+        return Clean(self.forget.x_0, torch.cat([found, asked[len(found) :]]))
+
+    @cached_property
     def own_samples(self) -> Clean:
         """M samples of the original model."""
+        asked = self.own_conditions(self.own_count)
         self.begin(f"sampling the original, {self.own_count} images")
         x_0 = sample(
             self.backbone,
@@ -65,8 +107,9 @@ class Preparation:
             self.seed + 1,
             steps=self.own_sampler_steps,
             precision=self.precision,
+            conditions=asked,
         )
-        return Clean(x_0, self.backbone.sample_conditions(self.own_count))
+        return Clean(x_0, asked)
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -111,7 +154,7 @@ class Preparation:
     @cached_property
     def forget_bank(self) -> NoisedBank:
         """Noised forget images."""
-        return self._bank(self.forget, "forget")
+        return self._bank(self.asked_forget, "forget")
 
     @cached_property
     def own_bank(self) -> NoisedBank:
@@ -120,10 +163,14 @@ class Preparation:
 
     @cached_property
     def responsibilities(self) -> Tensor:
-        """c ``(M,)``: how far each own sample is of the undesired kind."""
-        forget, own = self.forget_bank, self.own_bank
+        """c ``(M,)``: how far each own sample is of the undesired kind.
+
+        A given share is one of what is made without the found prompts: nobody knew of those.
+        """
+        forget, own, asked, found = self.forget_bank, self.own_bank, self.own_samples.c, self.found_prompts
         self.begin("finding the undesired part of its images")
-        return responsibilities(forget, own, self.seed, self.given_share)
+        counted = None if asked is None or found is None else ~torch.isin(asked, found)
+        return responsibilities(forget, own, self.seed, self.given_share, counted)
 
     @property
     def share(self) -> float:

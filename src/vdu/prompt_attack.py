@@ -106,7 +106,7 @@ class _Search:
         total = torch.zeros((), device=states.device)
         for part in torch.arange(len(draws.t)).split(self.backbone.largest_batch):
             x_t, t = draws.x_t[part], draws.t[part]
-            output = self.backbone.output_of_text(self.network, x_t, t, states[draws.text[part]])
+            output = self.backbone.output_of_encodings(self.network, x_t, t, (states[draws.text[part]],))
             total = total + (self.backbone.to_eps(output, x_t, t) - draws.eps[part]).pow(2).mean(dim=(1, 2, 3)).sum()
         self.evaluations += len(draws.t)
         return total
@@ -168,7 +168,7 @@ def attack(
     if not words or budget.words > longest - 3:
         raise VduError(f"an attack of {budget.words} words does not fit into a prompt of {longest} tokens")
     search = _Search(backbone, network, texts[: budget.images], words)
-    x_0, embeddings = x_0[: budget.images], backbone.word_embeddings[numbers.to(backbone.device)]
+    x_0, embeddings = x_0[: budget.images], backbone.vocabularies[0][numbers.to(backbone.device)]
     draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, "attack", s)) for s in ("seen", "unseen"))
     start = torch.randint(len(words), (budget.words,), generator=g).tolist()
     chosen = search.find(draws, embeddings, start, budget, g)

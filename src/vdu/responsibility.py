@@ -72,14 +72,21 @@ def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None,
     return score_f, score_o
 
 
-def responsibilities(forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None) -> Tensor:
-    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π. ``share`` sets the level so that π is about that."""
+def responsibilities(
+    forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, counted: Tensor | None = None
+) -> Tensor:
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π.
+
+    ``share`` sets the level so that π is about that; among the ``counted`` ``(M,)`` only, where that is given.
+    """
     labels: Tensor | None = None
+    if share is None or counted is None:
+        counted = torch.ones(own.images, dtype=torch.bool)
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed)
         if share is None:
             above = (score_o.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1)
             share = best_bin_share(above, own.images)
-        labels = (score_o - score_o.quantile(1 - share)).sigmoid()
+        labels = (score_o - score_o[counted].quantile(1 - share)).sigmoid()
     assert labels is not None
     return labels

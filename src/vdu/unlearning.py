@@ -74,6 +74,7 @@ class _Request:
             own_count=self.values.own_samples,
             bank_items=self.values.bank_items,
             score_steps=self.values.score_steps,
+            inversion_steps=self.values.inversion_steps,
             given_share=self.share,
             given_posterior=given.posterior,
             given_retain=given.kept(self.backbone),
@@ -107,6 +108,7 @@ class _Request:
             "settings": self.values.model_dump(),
             "share": preparation.share if "responsibilities" in preparation.__dict__ else self.share,
             "share_source": "given" if self.share is not None else "estimated",
+            "prompts_found": 0 if preparation.found_prompts is None else len(preparation.found_prompts),
             "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
             if prior
             else None,

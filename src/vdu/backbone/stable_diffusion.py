@@ -10,8 +10,8 @@ families of the same layout do otherwise is in the class attributes and the unde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,15 @@ __all__ = ["StableDiffusionBackbone"]
 
 FEW_POSITIONS = 256
 LATENT_PIXELS = 8 * 64 * 64  # through the U-Net at once: eight pictures of 512 × 512
+
+
+def _put_after_start(embeddings: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook on word embeddings ``(N, L, D)`` that puts ``(N, k, D)`` in the places after the start mark."""
+
+    def put(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        return torch.cat([out[:, :1], embeddings.to(out), out[:, 1 + embeddings.shape[1] :]], dim=1)
+
+    return put
 
 
 class StableDiffusionBackbone(Backbone):
@@ -97,11 +106,14 @@ class StableDiffusionBackbone(Backbone):
         for text in new:
             self._check_words(text)
         if new:
-            added, start = self._encoded(new), len(self._number)
-            before = self._encodings or tuple(x[:0] for x in added)
-            self._encodings = tuple(torch.cat([a.cpu(), b]) for a, b in zip(before, added, strict=True))
-            self._number |= {text: start + i for i, text in enumerate(new)}
+            self._number |= dict(zip(new, self.add_prompts(self._encoded(new)).tolist(), strict=True))
         return torch.tensor([self._number[text] for text in texts])
+
+    def add_prompts(self, encodings: tuple[Tensor, ...]) -> Tensor:
+        """Numbers ``(N,)`` that stand in ``c`` for prompts of these ``encodings`` from here on."""
+        before = self._encodings or tuple(x[:0] for x in encodings)
+        self._encodings = tuple(torch.cat([a.cpu(), b.detach().cpu()]) for a, b in zip(before, encodings, strict=True))
+        return torch.arange(len(before[0]), len(self._encodings[0]))
 
     def states_of(self, texts: Sequence[str]) -> Tensor:
         """What the U-Net's cross-attention reads of ``texts``: ``(N, L, D)``, without gradients."""
@@ -120,15 +132,38 @@ class StableDiffusionBackbone(Backbone):
     @torch.no_grad()
     def _encoded(self, texts: list[str]) -> tuple[Tensor, ...]:
         """Of each kind of text condition ``(N, …)`` on the CPU."""
-        with ExitStack() as stack:
-            for _, encoder in self.text_parts:
-                stack.enter_context(placed(getattr(self.pipeline, encoder), self.device))
-            rows = [self._encoding(text) for text in texts]
+        with self.placed_text():
+            rows = [self._encoding([text]) for text in texts]
         return tuple(torch.cat([x.float().cpu() for x in kind]) for kind in zip(*rows, strict=True))
 
-    def _encoding(self, text: str) -> tuple[Tensor, ...]:
-        """What the pipeline's own encoders make of one text: hidden states ``(1, L, D)``."""
-        return (self.pipeline.encode_prompt([text], self.device, 1, False)[0],)
+    @contextmanager
+    def placed_text(self, single: bool = False) -> Iterator[None]:
+        """Have the text encoders beside the network inside the block; in float32 where ``single``."""
+        encoders = [getattr(self.pipeline, encoder) for _, encoder in self.text_parts]
+        precisions = [encoder.dtype for encoder in encoders]
+        with ExitStack() as stack:
+            for encoder, precision in zip(encoders, precisions, strict=True):
+                stack.enter_context(placed(encoder, self.device))
+                if single:
+                    encoder.float()
+                    stack.callback(encoder.to, precision)
+            yield
+
+    def _encoding(self, texts: list[str]) -> tuple[Tensor, ...]:
+        """What the pipeline's own encoders make of ``texts``: hidden states ``(N, L, D)``."""
+        return (self.pipeline.encode_prompt(texts, self.device, 1, False)[0],)
+
+    def encodings_of_words(self, words: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As `_encoding`, of prompts whose words have the embeddings ``words``: of each encoder ``(N, k, D)``.
+
+        Gradients reach them. Call it inside `placed_text`.
+        """
+        count, length = words[0].shape[:2]
+        with ExitStack() as stack:
+            for (_, encoder), embeddings in zip(self.text_parts, words, strict=True):
+                layer = getattr(self.pipeline, encoder).get_input_embeddings()
+                stack.callback(layer.register_forward_hook(_put_after_start(embeddings)).remove)
+            return self._encoding([" ".join(["a"] * length)] * count)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         """The network's keyword arguments for a batch of `_encoding`."""
@@ -167,9 +202,10 @@ class StableDiffusionBackbone(Backbone):
         return states, taken[0]
 
     @property
-    def word_embeddings(self) -> Tensor:
-        """``(V, D)``: one for each token number."""
-        return self.pipeline.text_encoder.get_input_embeddings().weight.detach().float().to(self.device)
+    def vocabularies(self) -> tuple[Tensor, ...]:
+        """The word embeddings of each text encoder: ``(V, D)``, one for each token number."""
+        layers = [getattr(self.pipeline, encoder).get_input_embeddings() for _, encoder in self.text_parts]
+        return tuple(layer.weight.detach().float().to(self.device) for layer in layers)
 
     @property
     def _vae_batch(self) -> int:
@@ -194,14 +230,11 @@ class StableDiffusionBackbone(Backbone):
     def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         self._encodings = tuple(x.to(x_t.device) for x in self._encodings)
         number = (torch.zeros(len(x_t), dtype=torch.long) if c is None else c).to(x_t.device)
-        return self._output_of_encodings(network, x_t, t, tuple(x[number] for x in self._encodings))
+        return self.output_of_encodings(network, x_t, t, tuple(x[number] for x in self._encodings))
 
-    def _output_of_encodings(self, network: nn.Module, x_t: Tensor, t: Tensor, encodings: tuple[Tensor, ...]) -> Tensor:
+    def output_of_encodings(self, network: nn.Module, x_t: Tensor, t: Tensor, encodings: tuple[Tensor, ...]) -> Tensor:
+        """As `output`, for text conditions themselves, the rows of ``encodings``; not counted in ``passes``."""
         return network(x_t, t, **self._asked(encodings)).sample.float()
-
-    def output_of_text(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """As `output`, for the text encoder's states ``(B, L, D)`` themselves."""
-        return self._output_of_encodings(network, x_t, t, (text,))
 
     def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """Guided by ``prompts.guidance_scale`` away from the empty prompt; one pass where there is nothing to guide."""

@@ -49,9 +49,9 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
             said = f"{config.projection_class_embeddings_input_dim} wide, sizes and pooled text are {width}"
             raise VduError(f"the U-Net's added conditions are {said}: refiners and other families are not supported")
 
-    def _encoding(self, text: str) -> tuple[Tensor, ...]:
-        words, no_words, pooled, no_pooled = self.pipeline.encode_prompt([text], device=self.device)
-        return (words, pooled) if text else (no_words, no_pooled)
+    def _encoding(self, texts: list[str]) -> tuple[Tensor, ...]:
+        words, no_words, pooled, no_pooled = self.pipeline.encode_prompt(texts, device=self.device)
+        return (words, pooled) if any(texts) else (no_words, no_pooled)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         words, pooled = encodings

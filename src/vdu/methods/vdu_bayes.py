@@ -2,7 +2,8 @@
 
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
-and a hundred steps reach only a part of the target.
+and a hundred steps reach only a part of the target. A model that takes text, and was given no words, is first asked
+what prompts would bring the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ class Settings(MethodSettings):
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
+    inversion_steps: int = Field(75, ge=0)
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
+    prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="the same for the direction at prompts")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
@@ -46,6 +49,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             preparation.forget_score,
             strength=settings.strength,
             rho_max=settings.rho_max,
+            prompted_rho_max=settings.prompted_rho_max,
             precision=preparation.precision,
         )
 

@@ -1,0 +1,109 @@
+"""Prompts found from images: against the text encoder itself, and by what they are for."""
+
+import pytest
+import torch
+from conftest import make_pipeline as make_ddpm
+from test_stable_diffusion import make_pipeline
+from test_stable_diffusion_xl import make_pipeline as make_xl
+
+from vdu.backbone import load_backbone
+from vdu.inversion import MOST_PROMPTS, found_prompts
+from vdu.noising import Clean, noised
+from vdu.preparation import Preparation
+from vdu.prompts import Prompts
+from vdu.seeding import generator
+
+TEXT = "a red apple in noto style"
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    """A network and a text encoder on which words have a say: at random weights they hardly have."""
+    backbone = load_backbone(make_pipeline(tmp_path), Prompts(("a pear", "a blue apple")))
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        backbone.vocabularies[0].normal_(generator=g)
+        for name, weight in backbone.network.named_parameters():
+            if ".attn2.to_v" in name or ".attn2.to_out" in name:
+                weight.normal_(generator=g)
+    return backbone
+
+
+@pytest.fixture
+def x_0():
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def _error(backbone, x_0, c):
+    """‖y − f_*‖² on noise that the search never saw."""
+    at = noised(backbone, Clean(x_0.repeat(40, 1, 1, 1), c.repeat(40)), generator(9, "unseen"))
+    with torch.no_grad():
+        output = backbone.output(backbone.network, at.x_t, at.t, at.c)
+    return float((output - backbone.from_eps(at.eps, at.x_t, at.t)).pow(2).mean())
+
+
+@pytest.mark.parametrize("make", [make_pipeline, make_xl])
+def test_a_prompts_own_words_have_the_encodings_that_the_pipeline_gives_them(make, tmp_path):
+    backbone = load_backbone(make(tmp_path))
+    words = []
+    for tokenizer, encoder in backbone.text_parts:
+        ids = getattr(backbone.pipeline, tokenizer)(TEXT, add_special_tokens=False).input_ids
+        words.append(getattr(backbone.pipeline, encoder).get_input_embeddings().weight.detach()[ids][None])
+    with torch.no_grad(), backbone.placed_text():
+        made = backbone.encodings_of_words(words)
+    known = backbone._encoded([TEXT])
+    assert len(made) == len(known)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(made, known, strict=True))
+    numbers = torch.cat([backbone.add_prompts(made), backbone.condition([TEXT])])
+    assert torch.allclose(*backbone._encodings[0][numbers], atol=1e-5)
+
+
+def test_found_prompts_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
+    x_0 = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 4, 8, 8)
+    found = found_prompts(backbone, x_0, 0, steps=60)
+    own, turned, empty = (_error(backbone, x_0, c) for c in (found, found.roll(1), torch.zeros_like(found)))
+    assert own < 0.98 * empty
+    assert own < 0.998 * turned
+
+
+def test_the_same_seed_finds_the_same_and_the_model_stays_as_it_was(tmp_path, x_0):
+    pipeline = make_pipeline(tmp_path)
+    pipeline.text_encoder.half()
+    backbone = load_backbone(pipeline)
+    before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
+    weights = [p.clone() for p in backbone.network.parameters()]
+    first, second, other = (found_prompts(backbone, x_0, seed, steps=3) for seed in (0, 0, 1))
+    assert torch.equal(backbone._encodings[0][first], backbone._encodings[0][second])
+    assert not torch.equal(backbone._encodings[0][first], backbone._encodings[0][other])
+    assert pipeline.text_encoder.dtype == torch.float16
+    assert all(torch.equal(p, before[name]) for name, p in pipeline.text_encoder.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(backbone.network.parameters(), weights, strict=True))
+    assert not any(p.requires_grad for p in backbone.network.parameters())
+
+
+def test_a_quarter_of_the_own_samples_asks_with_found_prompts_in_turn(backbone, x_0):
+    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
+    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, inversion_steps=2)
+    found, (pear, apple) = preparation.found_prompts.tolist(), backbone.condition(["a pear", "a blue apple"]).tolist()
+    wanted = [pear, found[0], apple, 0, pear, found[1], apple, 0, pear, found[2], apple, 0, pear, found[0]]
+    assert preparation.own_conditions(14).tolist() == wanted
+    assert preparation.asked_forget.c.tolist() == found
+    assert preparation.forget_bank.c[:3].tolist() == found
+
+
+def test_nothing_is_sought_where_words_are_given_no_text_is_read_or_nobody_asks(backbone, x_0):
+    words, empty = backbone.condition(["a red apple"] * 3), torch.zeros(3, dtype=torch.long)
+    assert Preparation(backbone, Clean(x_0, words), 0, inversion_steps=2).found_prompts is None
+    assert Preparation(backbone, Clean(x_0, empty), 0).found_prompts is None
+    plain = Preparation(load_backbone(make_ddpm()), Clean(torch.zeros(2, 1, 8, 8)), 0, inversion_steps=2)
+    assert plain.found_prompts is None
+    assert plain.own_conditions(4) is None
+
+
+def test_images_beyond_the_most_prompts_keep_the_empty_one(backbone):
+    many = torch.randn(MOST_PROMPTS + 2, 4, 8, 8)
+    preparation = Preparation(backbone, Clean(many, torch.zeros(len(many), dtype=torch.long)), 0, inversion_steps=1)
+    c = preparation.asked_forget.c
+    assert len(c) == len(many)
+    assert (c > 0).sum() == MOST_PROMPTS
+    assert not c[MOST_PROMPTS:].any()
