@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import vdu.responsibility
 from vdu.backbone import weights_sha256
 from vdu.bayes_target import BayesTarget, _weight
 from vdu.discriminator import fit_head
@@ -13,18 +14,19 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import responsibilities
+from vdu.responsibility import _estimated_share, best_bin_share, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
 
 
 def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
-    """A bank whose features are the image's mean, each with noise that grows with time."""
+    """A bank whose 16 features are the image's ``means`` ``(N,)`` or ``(N, 16)``, with noise that grows with time."""
     g = torch.Generator().manual_seed(seed)
     count = DRAWS * len(means)
     t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
-    features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
+    each = means if means.ndim == 2 else means.unsqueeze(1).expand(-1, 16)
+    features = each.repeat(DRAWS, 1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
     empty = torch.zeros(count, 1, 1, 1)
     return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features, features)
 
@@ -83,6 +85,34 @@ def test_a_given_share_sets_the_level(clusters):
     forget, own, _ = clusters
     low, high = (float(responsibilities(forget, own, 0, share).mean()) for share in (0.1, 0.4))
     assert low < 0.2 < high
+
+
+def test_a_given_share_is_one_of_what_was_not_asked_for_with_found_prompts(clusters):
+    forget, own, _ = clusters
+    sought = torch.arange(200) % 4 == 1
+    c = responsibilities(forget, own, 0, 0.3, sought)
+    assert float((c[~sought] > 0.5).double().mean()) == pytest.approx(0.3, abs=1 / 150)
+
+
+def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(clusters, monkeypatch):
+    forget, own, _ = clusters
+    sought = torch.arange(200) % 4 == 1
+    scores, known = vdu.responsibility._held_out_scores, []
+    monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
+    monkeypatch.setattr("vdu.responsibility._held_out_scores", lambda *a: known.append(a[2]) or scores(*a))
+    responsibilities(forget, own, 0, sought=sought)
+    responsibilities(forget, own, 0)
+    assert known[0].tolist() == pytest.approx([0.8 * likely for likely in sought.tolist()])
+    assert known[1] is None
+
+
+def test_a_share_is_bounded_in_each_group_apart():
+    score_f = torch.linspace(1, 2, 100)
+    score_o = torch.cat([torch.full((80,), 0.0), torch.full((20,), 3.0)])
+    few, many = torch.arange(100) < 80, torch.arange(100) >= 80
+    alone = [best_bin_share(torch.full((100,), u), n) for u, n in ((0.0, 80), (1.0, 20))]
+    assert _estimated_share(score_f, score_o, [few, many]) == pytest.approx(0.8 * alone[0] + 0.2 * alone[1])
+    assert alone == pytest.approx([1 / 80, 0.9])
 
 
 def test_one_forget_image_is_enough_to_run(clusters):

@@ -169,8 +169,8 @@ class Preparation:
         """
         forget, own, asked, found = self.forget_bank, self.own_bank, self.own_samples.c, self.found_prompts
         self.begin("finding the undesired part of its images")
-        counted = None if asked is None or found is None else ~torch.isin(asked, found)
-        return responsibilities(forget, own, self.seed, self.given_share, counted)
+        sought = None if asked is None or found is None else torch.isin(asked, found)
+        return responsibilities(forget, own, self.seed, self.given_share, sought)
 
     @property
     def share(self) -> float:

@@ -5,6 +5,10 @@
     E-step    c = σ(score − its (1 − π) quantile); the score is the mean logit over the draws of an image, from heads
               that have not seen that image
 
+Where some own samples were asked for with prompts that bring the forget images (`vdu.inversion`), the first heads are
+an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π is bounded
+in both groups apart.
+
 Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
 left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
 above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
@@ -32,6 +36,7 @@ ROUNDS = 3
 EARLY = 0.5
 STEPS = 150
 BATCH_SIZE = 128
+AT_FIRST = 0.8
 
 
 def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1) -> float:
@@ -72,21 +77,31 @@ def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None,
     return score_f, score_o
 
 
+def _estimated_share(score_f: Tensor, score_o: Tensor, groups: list[Tensor]) -> float:
+    """π of the own samples: the mean of its bounds in each of ``groups`` ``(M,)``."""
+    undesired = 0.0
+    for group in groups:
+        above = (score_o[group].unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1)
+        undesired += best_bin_share(above, int(group.sum())) * int(group.sum())
+    return undesired / len(score_o)
+
+
 def responsibilities(
-    forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, counted: Tensor | None = None
+    forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, sought: Tensor | None = None
 ) -> Tensor:
     """c ``(M,)`` in 0 … 1 of the own samples; its mean is π.
 
-    ``share`` sets the level so that π is about that; among the ``counted`` ``(M,)`` only, where that is given.
+    ``sought`` ``(M,)``: which of them were asked for with prompts that were found for the forget images. ``share`` sets
+    the level so that π among the others is about that.
     """
-    labels: Tensor | None = None
-    if share is None or counted is None:
-        counted = torch.ones(own.images, dtype=torch.bool)
+    everything = torch.ones(own.images, dtype=torch.bool)
+    groups = [everything] if sought is None else [~sought, sought]
+    labels = None if sought is None else AT_FIRST * sought.float()
+    counted = everything if share is None else groups[0]
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed)
         if share is None:
-            above = (score_o.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1)
-            share = best_bin_share(above, own.images)
+            share = _estimated_share(score_f, score_o, groups)
         labels = (score_o - score_o[counted].quantile(1 - share)).sigmoid()
     assert labels is not None
     return labels

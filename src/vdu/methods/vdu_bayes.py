@@ -32,9 +32,10 @@ class Settings(MethodSettings):
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images")
+    prompted_gamma: float = Field(0.75, ge=0, le=1, description="the same where the model takes text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="the same for the direction at prompts")
+    prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="the same for the direction where prompts are read")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
@@ -53,7 +54,8 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    objective = Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
+    gamma = settings.gamma if preparation.backbone.prompts is None else settings.prompted_gamma
+    objective = Objective(gamma, term(preparation.forget_bank), term(preparation.own_bank))
     del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
     return objective
 
