@@ -1,6 +1,7 @@
 """Plots of a suite from its result files.
 
-frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better
+frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better; what is under −100 %
+           (a broken model's noise may pass for the class) is drawn there, as a triangle
            of a text-to-image model: UA against the mean of IRA and CRA; right and up is better
 cost       PUL or UA against seconds of unlearning, one point a run
 classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
@@ -20,6 +21,9 @@ from vdu.errors import VduError, nearest
 
 __all__ = ["KINDS", "plot"]
 
+LOWEST_DRAWN = -100
+COLOURS, MARKERS = 10, "osD^"  # matplotlib's colours, and what follows when they are used up
+
 
 def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label: str, scale: str) -> None:
     """One point a run: its first figure over ``x``. Raises `VduError` where no run has both."""
@@ -28,9 +32,12 @@ def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label
     if not rows:
         raise VduError(f"no run of {suite} has both {lead} and {x}: finish some with `vdu bench run {suite}`")
     axes = figure.subplots()
-    for method in sorted({r["method"] for r in rows}):
+    for i, method in enumerate(sorted({r["method"] for r in rows})):
         mine = [r for r in rows if r["method"] == method]
-        axes.scatter([r[x] for r in mine], [r[lead] for r in mine], s=22, alpha=0.7, label=method)
+        look = {"color": f"C{i % COLOURS}", "marker": MARKERS[i // COLOURS % len(MARKERS)], "alpha": 0.7}
+        axes.scatter([r[x] for r in mine], [max(r[lead], LOWEST_DRAWN) for r in mine], s=22, label=method, **look)
+        below = [r[x] for r in mine if r[lead] < LOWEST_DRAWN]
+        axes.scatter(below, [LOWEST_DRAWN] * len(below), s=60, **look | {"marker": "v"})
     axes.axhline(100, color="grey", linewidth=0.8)
     axes.set_xscale(scale)
     axes.set_xlabel(label)
