@@ -57,13 +57,24 @@ def _items(bank: NoisedBank, chosen: Tensor) -> Tensor:
     return chosen.repeat(bank.earliest(EARLY) // bank.images).nonzero().flatten()
 
 
-def _held_out_scores(forget: NoisedBank, own: NoisedBank, labels: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+def _folds(images: int, sought: Tensor | None) -> Tensor:
+    """The fold ``(M,)`` of each own sample; those of found prompts, which come by turns, are spread over all."""
+    fold = torch.arange(images) % FOLDS
+    if sought is not None:
+        for group in (sought, ~sought):
+            fold[group] = torch.arange(int(group.sum())) % FOLDS
+    return fold
+
+
+def _held_out_scores(
+    forget: NoisedBank, own: NoisedBank, labels: Tensor | None, seed: int, fold_o: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean logits of the forget images ``(N,)`` and the own samples ``(M,)``, each from a head that has not seen it.
 
-    A single forget image cannot be held out.
+    ``fold_o`` ``(M,)``: the fold of each own sample. A single forget image cannot be held out.
     """
     folds_f = min(FOLDS, forget.images)
-    fold_f, fold_o = torch.arange(forget.images) % folds_f, torch.arange(own.images) % FOLDS
+    fold_f = torch.arange(forget.images) % folds_f
     score_f, score_o = torch.zeros(forget.images), torch.zeros(own.images)
     for fold in range(FOLDS):
         out_f, out_o = fold_f == fold, fold_o == fold
@@ -89,7 +100,7 @@ def _estimated_share(score_f: Tensor, score_o: Tensor, groups: list[Tensor]) -> 
 def responsibilities(
     forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, sought: Tensor | None = None
 ) -> Tensor:
-    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π.
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean is about π.
 
     ``sought`` ``(M,)``: which of them were asked for with prompts that were found for the forget images. ``share`` sets
     the level so that π among the others is about that.
@@ -98,8 +109,9 @@ def responsibilities(
     groups = [everything] if sought is None else [~sought, sought]
     labels = None if sought is None else AT_FIRST * sought.float()
     counted = everything if share is None else groups[0]
+    folds = _folds(own.images, sought)
     for _ in range(ROUNDS):
-        score_f, score_o = _held_out_scores(forget, own, labels, seed)
+        score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
         if share is None:
             share = _estimated_share(score_f, score_o, groups)
         labels = (score_o - score_o[counted].quantile(1 - share)).sigmoid()
