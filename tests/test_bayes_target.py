@@ -14,7 +14,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _estimated_share, best_bin_share, responsibilities
+from vdu.responsibility import _estimated_share, _folds, best_bin_share, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -104,6 +104,14 @@ def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(cl
     responsibilities(forget, own, 0)
     assert known[0].tolist() == pytest.approx([0.8 * likely for likely in sought.tolist()])
     assert known[1] is None
+
+
+def test_every_fold_holds_samples_with_and_without_found_prompts():
+    sought = torch.arange(200) % 4 == 1
+    fold = _folds(200, sought)
+    assert all(int((fold[sought] == k).sum()) in (12, 13) for k in range(4))
+    assert all(int((fold[~sought] == k).sum()) in (37, 38) for k in range(4))
+    assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
 def test_a_share_is_bounded_in_each_group_apart():

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
+from PIL import Image
 from test_stable_diffusion import make_pipeline
 from test_stable_diffusion_xl import make_pipeline as make_xl
 
+from vdu import unlearn
 from vdu.backbone import load_backbone
-from vdu.inversion import MOST_PROMPTS, found_prompts
+from vdu.bayes_target import BayesTarget
+from vdu.inversion import MOST_PROMPTS, find_prompts
 from vdu.noising import Clean, noised
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -22,7 +25,7 @@ def backbone(tmp_path):
     backbone = load_backbone(make_pipeline(tmp_path), Prompts(("a pear", "a blue apple")))
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        backbone.vocabularies[0].normal_(generator=g)
+        backbone.pipeline.text_encoder.get_input_embeddings().weight.normal_(generator=g)
         for name, weight in backbone.network.named_parameters():
             if ".attn2.to_v" in name or ".attn2.to_out" in name:
                 weight.normal_(generator=g)
@@ -60,7 +63,7 @@ def test_a_prompts_own_words_have_the_encodings_that_the_pipeline_gives_them(mak
 
 def test_found_prompts_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
     x_0 = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 4, 8, 8)
-    found = found_prompts(backbone, x_0, 0, steps=60)
+    found = find_prompts(backbone, x_0, 0, steps=60)
     own, turned, empty = (_error(backbone, x_0, c) for c in (found, found.roll(1), torch.zeros_like(found)))
     assert own < 0.98 * empty
     assert own < 0.998 * turned
@@ -72,7 +75,7 @@ def test_the_same_seed_finds_the_same_and_the_model_stays_as_it_was(tmp_path, x_
     backbone = load_backbone(pipeline)
     before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
     weights = [p.clone() for p in backbone.network.parameters()]
-    first, second, other = (found_prompts(backbone, x_0, seed, steps=3) for seed in (0, 0, 1))
+    first, second, other = (find_prompts(backbone, x_0, seed, steps=3) for seed in (0, 0, 1))
     assert torch.equal(backbone._encodings[0][first], backbone._encodings[0][second])
     assert not torch.equal(backbone._encodings[0][first], backbone._encodings[0][other])
     assert pipeline.text_encoder.dtype == torch.float16
@@ -107,3 +110,40 @@ def test_images_beyond_the_most_prompts_keep_the_empty_one(backbone):
     assert len(c) == len(many)
     assert (c > 0).sum() == MOST_PROMPTS
     assert not c[MOST_PROMPTS:].any()
+
+
+def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0):
+    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
+    preparation = Preparation(
+        backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, own_count=8, score_steps=1, inversion_steps=2
+    )
+    heads, bank = (preparation.discriminator, preparation.prompted_discriminator), preparation.forget_bank
+    undesired, bound = preparation.forget_score, 0.33
+    term = BayesTarget(backbone, bank, *heads, undesired, strength=4.0, rho_max=0.9, prompted_rho_max=bound)
+    for i in range(0, len(bank.t), 7):
+        at = (bank.x_t[i : i + 1], bank.t[i : i + 1])
+        odds = [
+            4.0 * head(h[i : i + 1], bank.t_share[i : i + 1]).exp()
+            for head, h in zip(heads, (bank.features, bank.prompted_features), strict=True)
+        ]
+        unasked, asked = (float((o / (1 + o)).clamp(max=0.9)) for o in odds)
+        with torch.no_grad():
+            direction = bank.unprompted[i].float() - backbone.output(undesired, *at)[0]
+        wanted = bank.original[i].float() + asked / (1 - min(unasked, bound)) * direction
+        assert torch.allclose(term.target[i].float(), wanted, atol=5e-3)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
+    (tmp_path / "forget").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (80 * i, 40, 200)).save(tmp_path / "forget" / f"{i}.png")
+    few = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "inversion_steps": 2, "stop_share": None}
+    results = [
+        unlearn(make_pipeline(tmp_path), tmp_path / "forget", settings=few | {"inversion_steps": steps})
+        for steps in (2, 2, 0)
+    ]
+    assert [r.record["prompts_found"] for r in results] == [3, 3, 0]
+    hashes = [r.record["result_sha256"] for r in results]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert "and 3 that were found from them" in results[0].report(tmp_path / "report.html").read_text()

@@ -19,7 +19,7 @@ def backbone(tmp_path):
     backbone = load_backbone(make_pipeline(tmp_path))
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        backbone.vocabularies[0].normal_(generator=g)
+        backbone.pipeline.text_encoder.get_input_embeddings().weight.normal_(generator=g)
         for name, weight in backbone.network.named_parameters():
             if ".attn2.to_v" in name or ".attn2.to_out" in name:
                 weight.normal_(generator=g)

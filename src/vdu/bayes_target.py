@@ -22,7 +22,8 @@ it is known to be undesired or not,
 d leads from the undesired to the rest, seen in what the model makes unasked; ρ(x_t, c) says how much of it a prompt
 needs. Were d taken at c, a prompt that makes nothing but the undesired would have no direction left: there f_f = f_*.
 The weight is (1 − ρ(x_t, c)) over its mean for the prompt: p_r(x | c) has mass one for each c, also for those. So the
-errors of d weigh fully there, and d's own factor 1/(1 − ρ(x_t)) is bounded more tightly, by ``prompted_rho_max``.
+errors of d weigh fully there, and the factor 1/(1 − ρ(x_t)) is bounded more tightly, by ``prompted_rho_max``; at the
+empty prompt too, which guidance takes from what a prompt says.
 
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 """

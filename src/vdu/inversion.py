@@ -20,7 +20,7 @@ from vdu.noising import Clean, noised
 from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["MOST_PROMPTS", "found_prompts"]
+__all__ = ["MOST_PROMPTS", "find_prompts"]
 
 LEARNING_RATE = 0.15
 BATCH_SIZE = 32
@@ -28,17 +28,16 @@ WORDS = 4
 MOST_PROMPTS = 64
 
 
-def _at_first(backbone: StableDiffusionBackbone, count: int, g: torch.Generator) -> list[Tensor]:
-    """δ_0 for each text encoder: ``(count, k, D)``."""
-    shapes = [(count, WORDS, vocabulary.shape[1]) for vocabulary in backbone.vocabularies]
-    return [(0.1 * torch.randn(shape, generator=g)).to(backbone.device).requires_grad_() for shape in shapes]
+def _scale(backbone: StableDiffusionBackbone) -> list[tuple[Tensor, Tensor]]:
+    """m and s ``(D,)`` of each text encoder."""
+    return [(vocabulary.mean(0), vocabulary.std(0)) for vocabulary in backbone.vocabularies]
 
 
-def _words(backbone: StableDiffusionBackbone, delta: Sequence[Tensor]) -> list[Tensor]:
-    return [v.mean(0) + v.std(0) * d for v, d in zip(backbone.vocabularies, delta, strict=True)]
+def _words(scale: Sequence[tuple[Tensor, Tensor]], delta: Sequence[Tensor]) -> list[Tensor]:
+    return [m + s * d for (m, s), d in zip(scale, delta, strict=True)]
 
 
-def found_prompts(
+def find_prompts(
     backbone: StableDiffusionBackbone,
     x_0: Tensor,
     seed: int,
@@ -49,25 +48,35 @@ def found_prompts(
 ) -> Tensor:
     """Numbers ``(min(N, MOST_PROMPTS),)`` in ``c`` of prompts for the first of ``x_0`` ``(N, *latent_shape)``.
 
-    Deterministic for a seed.
+    Each step is one on ``BATCH_SIZE`` of the images, which share the steps. Deterministic for a seed.
     """
-    x_0 = x_0[:MOST_PROMPTS]
+    x_0, device = x_0[:MOST_PROMPTS], backbone.device
     network = backbone.trainable_copy(gradient_checkpointing, ())
-    delta = _at_first(backbone, len(x_0), generator(seed, "inversion"))
-    optimizer = torch.optim.Adam(delta, lr=LEARNING_RATE)
     with backbone.placed_text(single=True):
+        scale, g = _scale(backbone), generator(seed, "inversion")
+        start = [0.1 * torch.randn(len(x_0), WORDS, len(m), generator=g) for m, _ in scale]
+        delta = [d.to(device).requires_grad_() for d in start]
+        optimizer = torch.optim.Adam(delta, lr=LEARNING_RATE)
         for step in range(steps):
             g = generator(seed, "inversion", step)
-            i = torch.randint(len(x_0), (min(BATCH_SIZE, backbone.largest_batch),), generator=g)
+            i = torch.randint(len(x_0), (BATCH_SIZE,), generator=g)
             at = noised(backbone, Clean(x_0[i]), g)
-            asked = backbone.encodings_of_words([d[i.to(d.device)] for d in _words(backbone, delta)])
-            with autocast(network, precision):
-                output = backbone.output_of_encodings(network, at.x_t, at.t, asked)
-            loss = (output - backbone.from_eps(at.eps, at.x_t, at.t)).pow(2).mean()
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-            for d, slope in zip(delta, torch.autograd.grad(loss, delta), strict=True):
-                d.grad = slope
+            optimizer.zero_grad()
+            for part in torch.arange(BATCH_SIZE).split(backbone.largest_batch):
+                x_t, t = at.x_t[part], at.t[part]
+                asked = backbone.encodings_of_words(_words(scale, [d[i[part].to(device)] for d in delta]))
+                with autocast(network, precision):
+                    output = backbone.output_of_encodings(network, x_t, t, asked)
+                error = (output - backbone.from_eps(at.eps[part], x_t, t)).pow(2).mean()
+                _add_slopes(delta, error * (len(part) / BATCH_SIZE))
             optimizer.step()
-            backbone.passes += 3 * len(i)
+            backbone.passes += 3 * BATCH_SIZE
         with torch.no_grad():
-            return backbone.add_prompts(backbone.encodings_of_words(_words(backbone, delta)))
+            return backbone.add_prompts(backbone.encodings_of_words(_words(scale, delta)))
+
+
+def _add_slopes(delta: Sequence[Tensor], error: Tensor) -> None:
+    """As ``backward``, but nothing reaches the text encoders' own weights, which may require gradients."""
+    for d, slope in zip(delta, torch.autograd.grad(error, delta), strict=True):
+        d.grad = slope if d.grad is None else d.grad + slope

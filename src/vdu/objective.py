@@ -67,7 +67,6 @@ class MethodSettings(BaseModel):
     own_samples: Samples = Field(OWN_SAMPLES, description="samples of the original that method and guard learn from")
     bank_items: Count = Field(BANK_ITEMS, description="noised forget images, and noised own samples, in the banks")
     score_steps: Count = Field(SCORE_STEPS, description="steps in which the score of the forget set is fitted")
-    inversion_steps: int = Field(0, ge=0, description="steps in which prompts are found where no words are given")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
 

@@ -18,7 +18,7 @@ from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
-from vdu.inversion import found_prompts
+from vdu.inversion import find_prompts
 from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
@@ -35,7 +35,8 @@ SCORE_STEPS = 100
 class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
-    ``own_count``, ``bank_items``, ``score_steps`` and ``inversion_steps`` say how much work that may be;
+    ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be; ``inversion_steps``, which a method
+    that learns at prompts sets before it asks for anything, whether and how long prompts are sought;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     ``on_stage`` is told what is being made.
     """
@@ -66,11 +67,11 @@ class Preparation:
     def found_prompts(self) -> Tensor | None:
         """Numbers ``(K,)`` of prompts for the first K forget images; None where words were given or none are read."""
         backbone, asked = self.backbone, self.forget.c
-        worded = asked is None or bool(asked.any())
+        worded = asked is not None and bool(asked.any())
         if not self.inversion_steps or worded or not isinstance(backbone, StableDiffusionBackbone):
             return None
         self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
-        return found_prompts(
+        return find_prompts(
             backbone,
             self.forget.x_0,
             self.seed,
@@ -90,10 +91,11 @@ class Preparation:
     @property
     def asked_forget(self) -> Clean:
         """The forget images with the prompts that are known or were found for them."""
-        asked, found = self.forget.c, self.found_prompts
-        if asked is None or found is None:
+        found = self.found_prompts
+        if found is None:
             return self.forget
-        return Clean(self.forget.x_0, torch.cat([found, asked[len(found) :]]))
+        unasked = torch.zeros(len(self.forget) - len(found), dtype=found.dtype)
+        return Clean(self.forget.x_0, torch.cat([found, unasked]))
 
     @cached_property
     def own_samples(self) -> Clean:

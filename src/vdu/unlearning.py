@@ -74,7 +74,6 @@ class _Request:
             own_count=self.values.own_samples,
             bank_items=self.values.bank_items,
             score_steps=self.values.score_steps,
-            inversion_steps=self.values.inversion_steps,
             given_share=self.share,
             given_posterior=given.posterior,
             given_retain=given.kept(self.backbone),

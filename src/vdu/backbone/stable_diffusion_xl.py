@@ -50,8 +50,10 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
             raise VduError(f"the U-Net's added conditions are {said}: refiners and other families are not supported")
 
     def _encoding(self, texts: list[str]) -> tuple[Tensor, ...]:
-        words, no_words, pooled, no_pooled = self.pipeline.encode_prompt(texts, device=self.device)
-        return (words, pooled) if any(texts) else (no_words, no_pooled)
+        empty = not any(texts)
+        encoded = self.pipeline.encode_prompt(texts, device=self.device, do_classifier_free_guidance=empty)
+        words, no_words, pooled, no_pooled = encoded
+        return (no_words, no_pooled) if empty else (words, pooled)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         words, pooled = encodings

@@ -1,7 +1,6 @@
 """Plots of a suite from its result files.
 
-frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better; what is under −100 %
-           (a broken model's noise may pass for the class) is drawn there, as a triangle
+frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better
            of a text-to-image model: UA against the mean of IRA and CRA; right and up is better
 cost       PUL or UA against seconds of unlearning, one point a run
 classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
@@ -21,6 +20,7 @@ from vdu.errors import VduError, nearest
 
 __all__ = ["KINDS", "plot"]
 
+# A broken model's noise may pass for the class thousands of times; a triangle stands at the edge for it.
 LOWEST_DRAWN = -100
 COLOURS, MARKERS = 10, "osD^"  # matplotlib's colours, and what follows when they are used up
 
@@ -35,7 +35,8 @@ def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label
     for i, method in enumerate(sorted({r["method"] for r in rows})):
         mine = [r for r in rows if r["method"] == method]
         look = {"color": f"C{i % COLOURS}", "marker": MARKERS[i // COLOURS % len(MARKERS)], "alpha": 0.7}
-        axes.scatter([r[x] for r in mine], [max(r[lead], LOWEST_DRAWN) for r in mine], s=22, label=method, **look)
+        drawn = [r for r in mine if r[lead] >= LOWEST_DRAWN]
+        axes.scatter([r[x] for r in drawn], [r[lead] for r in drawn], s=22, label=method, **look)
         below = [r[x] for r in mine if r[lead] < LOWEST_DRAWN]
         axes.scatter(below, [LOWEST_DRAWN] * len(below), s=60, **look | {"marker": "v"})
     axes.axhline(100, color="grey", linewidth=0.8)

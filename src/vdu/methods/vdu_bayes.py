@@ -28,18 +28,20 @@ class Settings(MethodSettings):
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    inversion_steps: int = Field(75, ge=0)
+    inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
-    gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images")
-    prompted_gamma: float = Field(0.75, ge=0, le=1, description="the same where the model takes text")
+    gamma: float | None = Field(
+        None, ge=0, le=1, description="weight of own samples against forget images; by default 0.6, with text 0.75"
+    )
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="the same for the direction where prompts are read")
+    prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A and B are the same regression on different images."""
+    preparation.inversion_steps = settings.inversion_steps
 
     def term(bank: NoisedBank) -> BayesTarget:
         return BayesTarget(
@@ -54,7 +56,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    gamma = settings.gamma if preparation.backbone.prompts is None else settings.prompted_gamma
+    gamma = settings.gamma if settings.gamma is not None else 0.6 if preparation.backbone.prompts is None else 0.75
     objective = Objective(gamma, term(preparation.forget_bank), term(preparation.own_bank))
     del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
     return objective
