@@ -12,6 +12,7 @@ from PIL import Image
 from vdu.bench.suite import read_suite
 from vdu.bench.tables import render
 from vdu.errors import VduError
+from vdu.methods import find_method
 
 ROW_KEYS = {
     *("method", "target", "seed", "pul", "pul_low", "pul_high", "share_before", "share_after", "share_none"),
@@ -86,6 +87,19 @@ def _refused(result, *said):
 def test_bad_input_to_evaluate_is_one_line(arguments, said, folder, monkeypatch, capsys):
     arguments = [folder / "model" if a == "model" else a for a in arguments]
     _refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
+
+
+def test_methods_lists_them_and_the_settings_of_one(monkeypatch, capsys):
+    code, out, err = run_vdu(monkeypatch, capsys, "methods")
+    assert (code, err) == (0, "")
+    assert any(line.split()[:3] == ["salun", "forget,", "retain"] for line in out.splitlines())
+    code, out, err = run_vdu(monkeypatch, capsys, "methods", "vdu")
+    assert (code, err) == (0, "")
+    settings = {line.split()[0]: line for line in out.splitlines()}
+    assert set(settings) == set(find_method("vdu").settings.model_fields)
+    assert settings["stop_share"].split()[1:3] == ["not", "set"]
+    assert all(len(line) > 40 for line in settings.values())
+    _refused(run_vdu(monkeypatch, capsys, "methods", "vdoo"), "vdoo", "'vdu'")
 
 
 def test_a_detector_may_be_a_file_in_the_working_folder(folder, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from vdu import unlearn
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.inversion import MOST_PROMPTS, find_prompts
+from vdu.methods import find_method, make_settings
 from vdu.noising import Clean, noised
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -133,6 +134,14 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
         assert torch.allclose(term.target[i].float(), wanted, atol=5e-3)
 
 
+def test_own_samples_weigh_more_where_text_is_read_unless_the_weight_is_given():
+    vdu, ga = find_method("vdu"), find_method("ga")
+    assert make_settings(vdu, {}).gamma == 0.6
+    assert make_settings(vdu, {}).for_text().gamma == 0.75
+    assert make_settings(vdu, {"gamma": 0.6}).for_text().gamma == 0.6
+    assert make_settings(ga, {}).for_text() == make_settings(ga, {})
+
+
 @pytest.mark.usefixtures("few_samples")
 def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
     (tmp_path / "forget").mkdir()
@@ -144,6 +153,7 @@ def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
         for steps in (2, 2, 0)
     ]
     assert [r.record["prompts_found"] for r in results] == [3, 3, 0]
+    assert [r.record["settings"]["gamma"] for r in results] == [0.75] * 3
     hashes = [r.record["result_sha256"] for r in results]
     assert hashes[0] == hashes[1] != hashes[2]
     assert "and 3 that were found from them" in results[0].report(tmp_path / "report.html").read_text()

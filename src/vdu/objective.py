@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,9 +57,9 @@ class MethodSettings(BaseModel):
 
     steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
     batch_size: Count = Field(32, description="images per term and step")
-    learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
-    max_gradient_norm: Positive = 1.0
+    learning_rate: Positive = Field(1e-4, description="of Adam")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate over the steps")
+    max_gradient_norm: Positive = Field(1.0, description="longer gradients are cut to it")
     ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
     parameters: str = Field("*", description="glob of names to train, (not-)cross-attention, or lora")
     lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
@@ -69,6 +69,19 @@ class MethodSettings(BaseModel):
     score_steps: Count = Field(SCORE_STEPS, description="steps in which the score of the forget set is fitted")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")
+
+    def for_text(self) -> Self:
+        """The same for a model that takes text: a method may have other defaults there."""
+        return self
+
+    @classmethod
+    def described(cls) -> dict[str, tuple[Any, str]]:
+        """Default and description of every setting, by name."""
+        of_all = MethodSettings.model_fields
+        return {
+            name: (field.default, field.description or (of_all[name].description if name in of_all else "") or "")
+            for name, field in cls.model_fields.items()
+        }
 
 
 class Direction:

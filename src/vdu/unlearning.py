@@ -167,6 +167,7 @@ def unlearn(
     given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior, "prompt": words}
     check_needs(chosen, given)
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
+    values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(
         backbone,
         zoo,

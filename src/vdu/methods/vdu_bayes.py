@@ -8,7 +8,7 @@ what prompts would bring the forget images (`vdu.inversion`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 from torch import nn
@@ -31,12 +31,13 @@ class Settings(MethodSettings):
     inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
-    gamma: float | None = Field(
-        None, ge=0, le=1, description="weight of own samples against forget images; by default 0.6, with text 0.75"
-    )
+    gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     prompted_rho_max: float = Field(0.33, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
+
+    def for_text(self) -> Self:
+        return self if "gamma" in self.model_fields_set else self.model_copy(update={"gamma": 0.75})
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
@@ -56,8 +57,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    gamma = settings.gamma if settings.gamma is not None else 0.6 if preparation.backbone.prompts is None else 0.75
-    objective = Objective(gamma, term(preparation.forget_bank), term(preparation.own_bank))
+    objective = Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
     del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
     return objective
 
