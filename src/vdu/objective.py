@@ -77,9 +77,10 @@ class MethodSettings(BaseModel):
     @classmethod
     def described(cls) -> dict[str, tuple[Any, str]]:
         """Default and description of every setting, by name."""
-        of_all = MethodSettings.model_fields
+        inherited = [kind.model_fields for kind in cls.__mro__ if issubclass(kind, MethodSettings)]
+        said = {name: [fields[name].description for fields in inherited if name in fields] for name in cls.model_fields}
         return {
-            name: (field.default, field.description or (of_all[name].description if name in of_all else "") or "")
+            name: (field.default, next((text for text in said[name] if text), ""))
             for name, field in cls.model_fields.items()
         }
 

@@ -18,7 +18,7 @@ class Settings(MethodSettings):
 
     learning_rate: Positive = 5e-5
     cap: float = Field(1.0, gt=0, description="largest squared error per dimension that is still pushed up")
-    gamma: Fraction = 0.8
+    gamma: Fraction = Field(0.8, description="weight of own samples against forget images")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -9,6 +9,7 @@ noise needs no label. The inner steps are plain gradient steps that start afresh
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import nn
 
 from vdu.bilevel import Bilevel
@@ -26,9 +27,9 @@ class Settings(MethodSettings):
     needs = ("forget", "retain")
     steps: Count = 100
     learning_rate: Positive = 5e-5
-    inner_steps: Count = 2
-    inner_learning_rate: Positive = 1e-3
-    eta: Positive = 0.1
+    inner_steps: Count = Field(2, description="K: steps that show how far L_f can still fall")
+    inner_learning_rate: Positive = Field(1e-3, description="ζ of those steps")
+    eta: Positive = Field(0.1, description="η: least share of L_f's own gradient that a step must follow")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Bilevel:

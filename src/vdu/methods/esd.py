@@ -27,7 +27,7 @@ class Settings(MethodSettings):
     takes = ("teacher",)
     learning_rate: Positive = 5e-5
     schedule: Literal["constant", "cosine"] = "cosine"
-    eta: float = Field(1.0, ge=0)
+    eta: float = Field(1.0, ge=0, description="η: how far from the undesired score")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -31,7 +31,7 @@ class Settings(MethodSettings):
     learning_rate: Positive = 1e-5
     guard_every_steps: int = Field(0, ge=0)
     parameters: str = "cross-attention"
-    eta: NotNegative = 1.0
+    eta: NotNegative = Field(1.0, description="η: how far from the prediction at the concept's prompt")
     concept_images: Count = Field(256, description="samples that the original makes with the concept prompt")
 
 

@@ -20,8 +20,8 @@ class Settings(MethodSettings):
 
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
-    eta: float = Field(1.0, ge=0)
-    gamma: Fraction = 0.6
+    eta: float = Field(1.0, ge=0, description="η: how far from the undesired score")
+    gamma: Fraction = Field(0.6, description="weight of own samples against forget images")
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

@@ -38,9 +38,9 @@ class Settings(MethodSettings):
     needs = ("forget", "retain")
     steps: Count = 200
     learning_rate: Positive = 1e-4
-    alpha: NotNegative = 3.0
+    alpha: NotNegative = Field(3.0, description="α: weight of the retain loss")
     salient_share: float = Field(0.5, gt=0, le=1, description="share of the parameters that may move")
-    forgetting: Literal["relabel", "ascent"] = "relabel"
+    forgetting: Literal["relabel", "ascent"] = Field("relabel", description="relabel or ascent")
 
 
 @dataclass

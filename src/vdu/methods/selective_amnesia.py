@@ -38,7 +38,7 @@ class Settings(MethodSettings):
     learning_rate: Positive = 1e-4
     replay: NotNegative = Field(1.0, description="γ, the weight of the model's own samples")
     fisher_weight: NotNegative = Field(10.0, description="λ")
-    fisher_images: Count = 500
+    fisher_images: Count = Field(500, description="own samples that the Fisher information is taken from")
 
 
 @dataclass

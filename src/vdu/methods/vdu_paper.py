@@ -28,9 +28,11 @@ class Settings(MethodSettings):
     steps: Count = 50
     learning_rate: Positive = 1e-5
     guard_every_steps: int = Field(5, ge=0)
-    gamma: float = Field(0.5, ge=0, le=1)
-    weighting: Literal["simple", "elbo"] = "simple"
-    stability_step: Literal["explicit", "proximal"] = "explicit"
+    gamma: float = Field(0.5, ge=0, le=1, description="γ: weight of the KL against the ascent")
+    weighting: Literal["simple", "elbo"] = Field("simple", description="of the noise levels: simple or elbo")
+    stability_step: Literal["explicit", "proximal"] = Field(
+        "explicit", description="explicit gradient of the KL, or its exact proximal step"
+    )
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
