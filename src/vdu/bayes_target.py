@@ -64,7 +64,7 @@ class BayesTarget:
         *,
         strength: float = 1.0,
         rho_max: float = 0.9,
-        prompted_rho_max: float = 0.33,
+        prompted_rho_max: float = 0.6,
         precision: str = "fp32",
     ) -> None:
         self.backbone, self.bank, self.precision = backbone, bank, precision
