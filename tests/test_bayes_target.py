@@ -21,12 +21,11 @@ DRAWS = 8
 
 
 def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
-    """A bank whose 16 features are the image's ``means`` ``(N,)`` or ``(N, 16)``, with noise that grows with time."""
+    """A bank whose 16 features are the image's mean, each with noise that grows with time."""
     g = torch.Generator().manual_seed(seed)
     count = DRAWS * len(means)
     t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
-    each = means if means.ndim == 2 else means.unsqueeze(1).expand(-1, 16)
-    features = each.repeat(DRAWS, 1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
+    features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
     empty = torch.zeros(count, 1, 1, 1)
     return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features, features)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
 from PIL import Image
-from test_stable_diffusion import make_pipeline
+from test_stable_diffusion import make_pipeline, where_words_have_a_say
 from test_stable_diffusion_xl import make_pipeline as make_xl
 
 from vdu import unlearn
@@ -22,15 +22,7 @@ TEXT = "a red apple in noto style"
 
 @pytest.fixture
 def backbone(tmp_path):
-    """A network and a text encoder on which words have a say: at random weights they hardly have."""
-    backbone = load_backbone(make_pipeline(tmp_path), Prompts(("a pear", "a blue apple")))
-    g = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        backbone.pipeline.text_encoder.get_input_embeddings().weight.normal_(generator=g)
-        for name, weight in backbone.network.named_parameters():
-            if ".attn2.to_v" in name or ".attn2.to_out" in name:
-                weight.normal_(generator=g)
-    return backbone
+    return where_words_have_a_say(load_backbone(make_pipeline(tmp_path), Prompts(("a pear", "a blue apple"))))
 
 
 @pytest.fixture
@@ -147,7 +139,7 @@ def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
     (tmp_path / "forget").mkdir()
     for i in range(3):
         Image.new("RGB", (16, 16), (80 * i, 40, 200)).save(tmp_path / "forget" / f"{i}.png")
-    few = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "inversion_steps": 2, "stop_share": None}
+    few = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
     results = [
         unlearn(make_pipeline(tmp_path), tmp_path / "forget", settings=few | {"inversion_steps": steps})
         for steps in (2, 2, 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
-from test_stable_diffusion import WORDS, make_pipeline
+from test_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
 
 from vdu import VduError
 from vdu.backbone import load_backbone
@@ -15,15 +15,7 @@ SMALL = AttackBudget(words=3, rounds=6, candidates=8, images=2, times=3)
 
 @pytest.fixture
 def backbone(tmp_path):
-    """A network and a text encoder on which words have a say: at random weights they hardly have."""
-    backbone = load_backbone(make_pipeline(tmp_path))
-    g = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        backbone.pipeline.text_encoder.get_input_embeddings().weight.normal_(generator=g)
-        for name, weight in backbone.network.named_parameters():
-            if ".attn2.to_v" in name or ".attn2.to_out" in name:
-                weight.normal_(generator=g)
-    return backbone
+    return where_words_have_a_say(load_backbone(make_pipeline(tmp_path)))
 
 
 @pytest.fixture
