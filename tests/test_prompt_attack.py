@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
 from test_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
+from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone
@@ -35,10 +36,11 @@ def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
 
 
 def test_its_loss_is_that_of_the_typed_prompt(backbone, x_0):
-    words, _ = _vocabulary(backbone.pipeline.tokenizer)
+    words, _ = _vocabulary(backbone.tokenizers)
     draws = _draws(backbone, x_0, 3, torch.Generator().manual_seed(0))
     chosen = [words.index("red"), words.index("pear")]
-    found = _Search(backbone, backbone.network, TEXTS, words).loss(draws, chosen)
+    with backbone.placed_text(single=True):
+        found = _Search(backbone, backbone.network, TEXTS, words).loss(draws, chosen)
     naive = []
     for i, text in enumerate(TEXTS):
         for j in range(3):
@@ -51,20 +53,37 @@ def test_its_loss_is_that_of_the_typed_prompt(backbone, x_0):
 
 
 def test_its_gradient_is_the_slope_of_its_loss(backbone, x_0):
-    words, numbers = _vocabulary(backbone.pipeline.tokenizer)
+    words, numbers = _vocabulary(backbone.tokenizers)
+    _check_slopes(backbone, words, numbers, x_0)
+
+
+def test_the_words_of_two_text_encoders_are_attacked_together(tmp_path, x_0):
+    backbone = where_words_have_a_say(load_backbone(make_xl_pipeline(tmp_path)))
+    words, numbers = _vocabulary(backbone.tokenizers)
+    _check_slopes(backbone, words, numbers, x_0)
+    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL) for _ in range(2))
+    assert first.loss_attacked < first.loss_plain
+    assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
+
+
+def _check_slopes(backbone, words, numbers, x_0):
+    """The gradient at a word that only the prefix has, against a central difference, encoder by encoder."""
     draws = _draws(backbone, x_0, 3, torch.Generator().manual_seed(0))
-    search, chosen = _Search(backbone, backbone.network, TEXTS, words), [words.index("red")]
-    slope = search.gradient(draws, chosen)
-    assert slope.shape == (1, 16)
-    direction, table = slope[0] / slope[0].norm(), backbone.pipeline.text_encoder.get_input_embeddings().weight
-    losses = []
-    for step in (1e-2, -1e-2):
-        with torch.no_grad():
-            kept = table[numbers[chosen[0]]].clone()
-            # "red" is in the first text too: a word that no text has stands for the prefix alone
-            table[numbers[words.index("style")]] = kept + step * direction
-        losses.append(search.loss(draws, [words.index("style")]))
-    assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(slope[0].norm()), rel=0.05)
+    search, chosen = _Search(backbone, backbone.network, TEXTS, words), [words.index("style")]
+    with backbone.placed_text(single=True):
+        slopes = search.gradient(draws, chosen)
+        assert len(slopes) == len(backbone.vocabularies)
+        for slope, (_, encoder), number in zip(slopes, backbone.text_parts, numbers, strict=True):
+            table = getattr(backbone.pipeline, encoder).get_input_embeddings().weight
+            row, direction = int(number[chosen[0]]), slope[0] / slope[0].norm()
+            kept, losses = table[row].detach().clone(), []
+            for step in (1e-2, -1e-2):
+                with torch.no_grad():
+                    table[row] = kept + step * direction
+                losses.append(search.loss(draws, chosen))
+            with torch.no_grad():
+                table[row] = kept
+            assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(slope[0].norm()), rel=0.05)
 
 
 def test_models_without_text_and_words_without_room_are_refused(backbone, x_0):

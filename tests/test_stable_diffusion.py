@@ -97,10 +97,11 @@ def make_pipeline(folder, prediction_type="epsilon", seed=0, **unet) -> StableDi
 
 
 def where_words_have_a_say(backbone):
-    """``backbone`` with other weights in text encoder and network: at usual random ones words hardly count."""
+    """``backbone`` with other weights in text encoders and network: at usual random ones words hardly count."""
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        backbone.pipeline.text_encoder.get_input_embeddings().weight.normal_(generator=g)
+        for _, encoder in backbone.text_parts:
+            getattr(backbone.pipeline, encoder).get_input_embeddings().weight.normal_(generator=g)
         for name, weight in backbone.network.named_parameters():
             if ".attn2.to_v" in name or ".attn2.to_out" in name:
                 weight.normal_(generator=g)

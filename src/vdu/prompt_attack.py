@@ -6,8 +6,8 @@
 with (Zhang et al., arXiv 2310.11868: the diffusion model is its own classifier, no other one is asked). Theirs are
 words for one prompt by projected gradient steps; here they are the same for all prompts of the target, found by greedy
 coordinate gradient (Zou et al., arXiv 2307.15043): the gradient at the embedding of each word proposes replacements
-−∇ᵀ(e_v − e_w), a few drawn from the best are tried on L itself, the lowest is kept if it is lower. Cheaper and weaker
-than an attack on each prompt: what it does not find may still be found.
+−∇ᵀ(e_v − e_w), summed over the text encoders; a few drawn from the best are tried on L itself, the lowest is kept if it
+is lower. Cheaper and weaker than an attack on each prompt: what it does not find may still be found.
 """
 
 from __future__ import annotations
@@ -80,13 +80,21 @@ def _draws(backbone: StableDiffusionBackbone, x_0: Tensor, times: int, g: torch.
     return _Draws(backbone.add_noise(clean, eps, t), eps, t, torch.arange(len(x_0)).repeat_interleave(times))
 
 
-def _vocabulary(tokenizer: Any) -> tuple[list[str], Tensor]:
-    """Words that stand alone as one token, and their numbers: what is found can be typed as a prompt."""
-    words = [tokenizer.decode([number]).strip() for number in range(len(tokenizer))]
-    encoded = tokenizer([word or " " for word in words], add_special_tokens=False).input_ids
+def _single_tokens(tokenizer: Any, words: list[str]) -> list[int | None]:
+    """The number of each word that is one ordinary token."""
     special = set(tokenizer.all_special_ids)
-    kept = [n for n, ids in enumerate(encoded) if words[n].isalpha() and ids == [n] and n not in special]
-    return [words[n] for n in kept], torch.tensor(kept, dtype=torch.long)
+    encoded = tokenizer([word or " " for word in words], add_special_tokens=False).input_ids
+    return [ids[0] if len(ids) == 1 and ids[0] not in special else None for ids in encoded]
+
+
+def _vocabulary(tokenizers: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
+    """Words that stand alone as one token of every tokenizer, and their numbers: what is found can be typed."""
+    first = tokenizers[0]
+    words = [first.decode([number]).strip() for number in range(len(first))]
+    words = [words[n] for n, single in enumerate(_single_tokens(first, words)) if words[n].isalpha() and single == n]
+    numbers = [_single_tokens(tokenizer, words) for tokenizer in tokenizers]
+    kept = [i for i, of_word in enumerate(zip(*numbers, strict=True)) if None not in of_word]
+    return [words[i] for i in kept], [torch.tensor([row[i] for i in kept], dtype=torch.long) for row in numbers]
 
 
 class _Search:
@@ -101,12 +109,13 @@ class _Search:
     def prefix(self, chosen: Sequence[int]) -> str:
         return " ".join(self.words[i] for i in chosen)
 
-    def _errors(self, draws: _Draws, states: Tensor) -> Tensor:
+    def _errors(self, draws: _Draws, encodings: tuple[Tensor, ...]) -> Tensor:
         """‖ε − ε_θ‖², mean over dimensions, summed over draws; no more at once than the architecture bears."""
-        total = torch.zeros((), device=states.device)
+        total = torch.zeros((), device=draws.x_t.device)
         for part in torch.arange(len(draws.t)).split(self.backbone.largest_batch):
             x_t, t = draws.x_t[part], draws.t[part]
-            output = self.backbone.output_of_encodings(self.network, x_t, t, (states[draws.text[part]],))
+            asked = tuple(x[draws.text[part]] for x in encodings)
+            output = self.backbone.output_of_encodings(self.network, x_t, t, asked)
             total = total + (self.backbone.to_eps(output, x_t, t) - draws.eps[part]).pow(2).mean(dim=(1, 2, 3)).sum()
         self.evaluations += len(draws.t)
         return total
@@ -115,37 +124,35 @@ class _Search:
     def loss(self, draws: _Draws, chosen: Sequence[int]) -> float:
         """L of the words; none of them is the plain prompt."""
         texts = [f"{self.prefix(chosen)} {text}".strip() for text in self.texts]
-        states, _ = self.backbone.text_states(self.backbone.tokens(texts))
-        return float(self._errors(draws, states)) / len(draws.t)
+        encodings, _ = self.backbone.encodings_and_words(texts)
+        return float(self._errors(draws, encodings)) / len(draws.t)
 
-    def gradient(self, draws: _Draws, chosen: Sequence[int]) -> Tensor:
-        """∂L/∂(embedding of each word), ``(k, D)``; the words follow the start mark."""
+    def gradient(self, draws: _Draws, chosen: Sequence[int]) -> list[Tensor]:
+        """∂L/∂(embedding of each word), ``(k, D)`` of each text encoder; the words follow the start mark."""
         with torch.enable_grad():
-            states, leaf = self.backbone.text_states(
-                self.backbone.tokens([f"{self.prefix(chosen)} {text}" for text in self.texts])
-            )
-            (slope,) = torch.autograd.grad(self._errors(draws, states) / len(draws.t), leaf)
-        return slope[:, 1 : 1 + len(chosen)].sum(0)
+            texts = [f"{self.prefix(chosen)} {text}" for text in self.texts]
+            encodings, leaves = self.backbone.encodings_and_words(texts)
+            slopes = torch.autograd.grad(self._errors(draws, encodings) / len(draws.t), leaves)
+        return [slope[:, 1 : 1 + len(chosen)].sum(0) for slope in slopes]
 
     def find(
-        self, draws: _Draws, embeddings: Tensor, start: list[int], budget: AttackBudget, g: torch.Generator
+        self, draws: _Draws, embeddings: Sequence[Tensor], start: list[int], budget: AttackBudget, g: torch.Generator
     ) -> list[int]:
-        """Greedy coordinate gradient from the words ``start``."""
+        """Greedy coordinate gradient from the words ``start``; ``embeddings`` of all words, of each encoder."""
         chosen, lowest = start, self.loss(draws, start)
         for _ in range(budget.rounds):
-            slope = self.gradient(draws, chosen)
-            tried = [(self.loss(draws, c), c) for c in _replacements(slope, embeddings, chosen, budget.candidates, g)]
+            slopes = zip(self.gradient(draws, chosen), embeddings, strict=True)
+            gain = torch.stack([-slope @ e.T for slope, e in slopes]).sum(0)
+            tried = [(self.loss(draws, c), c) for c in _replacements(gain, chosen, budget.candidates, g)]
             loss, best = min(tried)
             if loss < lowest:
                 lowest, chosen = loss, best
         return chosen
 
 
-def _replacements(
-    slope: Tensor, embeddings: Tensor, chosen: list[int], count: int, g: torch.Generator
-) -> Iterator[list[int]]:
-    """``count`` word lists that differ from ``chosen`` in one place, drawn from each place's best proposals."""
-    proposed = (-slope @ embeddings.T).topk(min(PROPOSED, len(embeddings)), dim=1).indices
+def _replacements(gain: Tensor, chosen: list[int], count: int, g: torch.Generator) -> Iterator[list[int]]:
+    """``count`` word lists that differ from ``chosen`` in one place, drawn from the best there by ``gain`` (k, V)."""
+    proposed = gain.topk(min(PROPOSED, gain.shape[1]), dim=1).indices
     for _ in range(count):
         place = int(torch.randint(len(chosen), (), generator=g))
         word = int(proposed[place, int(torch.randint(proposed.shape[1], (), generator=g))])
@@ -163,22 +170,24 @@ def attack(
     if not isinstance(backbone, StableDiffusionBackbone):
         raise VduError("a prompt attack needs a text-to-image model: this one takes no prompts")
     started, g = time.monotonic(), generator(seed, "attack")
-    words, numbers = _vocabulary(backbone.pipeline.tokenizer)
+    words, numbers = _vocabulary(backbone.tokenizers)
     longest = backbone.tokens([""]).shape[1]
     if not words or budget.words > longest - 3:
         raise VduError(f"an attack of {budget.words} words does not fit into a prompt of {longest} tokens")
-    search = _Search(backbone, network, texts[: budget.images], words)
-    x_0, embeddings = x_0[: budget.images], backbone.vocabularies[0][numbers.to(backbone.device)]
+    search, x_0 = _Search(backbone, network, texts[: budget.images], words), x_0[: budget.images]
     draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, "attack", s)) for s in ("seen", "unseen"))
     start = torch.randint(len(words), (budget.words,), generator=g).tolist()
-    chosen = search.find(draws, embeddings, start, budget, g)
+    with backbone.placed_text(single=True):
+        embeddings = [v[n.to(v.device)] for v, n in zip(backbone.vocabularies, numbers, strict=True)]
+        chosen = search.find(draws, embeddings, start, budget, g)
+        seen, new = ((search.loss(on, ()), search.loss(on, chosen)) for on in (draws, unseen))
     return Attack(
         prefix=search.prefix(chosen),
         random_prefix=search.prefix(start),
-        loss_plain=search.loss(draws, ()),
-        loss_attacked=search.loss(draws, chosen),
-        unseen_loss_plain=search.loss(unseen, ()),
-        unseen_loss_attacked=search.loss(unseen, chosen),
+        loss_plain=seen[0],
+        loss_attacked=seen[1],
+        unseen_loss_plain=new[0],
+        unseen_loss_attacked=new[1],
         evaluations=search.evaluations,
         seconds=round(time.monotonic() - started, 2),
         budget=budget,

@@ -29,13 +29,26 @@ FEW_POSITIONS = 256
 LATENT_PIXELS = 8 * 64 * 64  # through the U-Net at once: eight pictures of 512 × 512
 
 
-def _put_after_start(embeddings: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+EmbeddingHook = Callable[[nn.Module, Any, Tensor], Tensor]
+
+
+def _put_after_start(embeddings: Tensor) -> EmbeddingHook:
     """A hook on word embeddings ``(N, L, D)`` that puts ``(N, k, D)`` in the places after the start mark."""
 
     def put(_: nn.Module, __: Any, out: Tensor) -> Tensor:
         return torch.cat([out[:, :1], embeddings.to(out), out[:, 1 + embeddings.shape[1] :]], dim=1)
 
     return put
+
+
+def _make_leaf(leaves: list[Tensor]) -> EmbeddingHook:
+    """A hook on word embeddings ``(N, L, D)`` that makes them a leaf where gradients are on, and adds it to a list."""
+
+    def take(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        leaves.append(out.detach().requires_grad_(torch.is_grad_enabled()))
+        return leaves[-1]
+
+    return take
 
 
 class StableDiffusionBackbone(Backbone):
@@ -58,7 +71,6 @@ class StableDiffusionBackbone(Backbone):
         self.shape = (self.vae.config.in_channels, height * factor, width * factor)
         self._number: dict[str, int] = {}
         self._encodings: tuple[Tensor, ...] = ()
-        self._text_encoder: Any = None
         self.condition([""])
         self.sample_from(Prompts())
 
@@ -121,10 +133,9 @@ class StableDiffusionBackbone(Backbone):
         return self._encodings[0][numbers]
 
     def _check_words(self, text: str) -> None:
-        tokenizers = [getattr(self.pipeline, tokenizer) for tokenizer, _ in self.text_parts]
         unknown = (
             all(token == tokenizer.unk_token_id for token in tokenizer(text, add_special_tokens=False).input_ids)
-            for tokenizer in tokenizers
+            for tokenizer in self.tokenizers
         )
         if text.strip() and all(unknown):
             raise VduError(f"the model's tokenizer knows no word of the prompt {text!r}: write it in other words")
@@ -159,11 +170,23 @@ class StableDiffusionBackbone(Backbone):
         Gradients reach them. Call it inside `placed_text`.
         """
         count, length = words[0].shape[:2]
+        hooks = [_put_after_start(embeddings) for embeddings in words]
+        return self._hooked_encoding([" ".join(["a"] * length)] * count, hooks)
+
+    def encodings_and_words(self, texts: list[str]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """As `_encoding`, and the word embeddings ``(N, L, D)`` of each encoder that it comes from.
+
+        Where gradients are on, those are leaves that they reach. Call it inside `placed_text`.
+        """
+        leaves: list[Tensor] = []
+        return self._hooked_encoding(texts, [_make_leaf(leaves) for _ in self.text_parts]), leaves
+
+    def _hooked_encoding(self, texts: list[str], hooks: Sequence[EmbeddingHook]) -> tuple[Tensor, ...]:
         with ExitStack() as stack:
-            for (_, encoder), embeddings in zip(self.text_parts, words, strict=True):
+            for (_, encoder), hook in zip(self.text_parts, hooks, strict=True):
                 layer = getattr(self.pipeline, encoder).get_input_embeddings()
-                stack.callback(layer.register_forward_hook(_put_after_start(embeddings)).remove)
-            return self._encoding([" ".join(["a"] * length)] * count)
+                stack.callback(layer.register_forward_hook(hook).remove)
+            return self._encoding(texts)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         """The network's keyword arguments for a batch of `_encoding`."""
@@ -171,35 +194,15 @@ class StableDiffusionBackbone(Backbone):
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Token numbers ``(N, L)`` of ``texts``: start mark, words, end mark, padding; what is too long is cut."""
-        encoded = self.pipeline.tokenizer(
-            list(texts), padding="max_length", max_length=self._longest, truncation=True, return_tensors="pt"
-        )
+        tokenizer = self.pipeline.tokenizer
+        longest = int(tokenizer.model_max_length)
+        encoded = tokenizer(list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         return encoded.input_ids
 
     @property
-    def _longest(self) -> int:
-        return int(self.pipeline.tokenizer.model_max_length)
-
-    def text_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the U-Net reads of ``tokens`` ``(N, L)``, ``(N, L, D)``, and the word embeddings that it comes from.
-
-        Where gradients are on, those embeddings are a leaf that they reach.
-        """
-        if self._text_encoder is None:
-            self._text_encoder = float32_copy(self.pipeline.text_encoder)
-        taken: list[Tensor] = []
-
-        def take(_: nn.Module, __: Any, out: Tensor) -> Tensor:
-            taken.append(out.detach().requires_grad_(torch.is_grad_enabled()))
-            return taken[0]
-
-        with placed(self._text_encoder, self.device):
-            handle = self._text_encoder.get_input_embeddings().register_forward_hook(take)
-            try:
-                states = self._text_encoder(tokens.to(self.device))[0]
-            finally:
-                handle.remove()
-        return states, taken[0]
+    def tokenizers(self) -> list[Any]:
+        """One for each text encoder."""
+        return [getattr(self.pipeline, tokenizer) for tokenizer, _ in self.text_parts]
 
     @property
     def vocabularies(self) -> tuple[Tensor, ...]:
