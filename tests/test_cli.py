@@ -11,6 +11,7 @@ from PIL import Image
 
 from vdu.bench.suite import read_suite
 from vdu.bench.tables import render
+from vdu.checkpoint import replacing
 from vdu.errors import VduError
 from vdu.methods import METHODS, find_method
 
@@ -162,7 +163,9 @@ def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
         (("--detector", "test_cli:nothing"), ("no Python function",)),
         (("--target", "bright"), ("--target needs a detector",)),
         (("--guard-with-detector",), ("needs a detector",)),
-        (("--device", "abacus"), ("unknown device",)),
+        (("--device", "abacus"), ("device 'abacus' cannot be used here",)),
+        (("--device", "meta"), ("device 'meta' cannot be used here",)),
+        *([] if torch.cuda.is_available() else [(("--device", "cuda"), ("device 'cuda' cannot be used here",))]),
         (("--precision", "fp8"), ("unknown precision",)),
         (("--set", "parameters=nothing.*"), ("no parameter matches",)),
     ],
@@ -177,6 +180,20 @@ def test_an_existing_output_is_refused_before_the_work(folder, monkeypatch, caps
     (folder / "clean" / "mine.txt").write_text("keep")
     _refused(_unlearn(monkeypatch, capsys, folder), "exists", "--overwrite")
     assert (folder / "clean" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("command", [("posterior", "isotropic"), ("sample", "--count", 1, "--steps", 1)])
+def test_a_file_never_takes_the_place_of_a_folder(command, folder, monkeypatch, capsys):
+    kept = folder / "precious" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("keep me")
+    for more in (), ("--overwrite",):
+        said = run_vdu(monkeypatch, capsys, *command, folder / "model", "--out", kept.parent, *more)
+        _refused(said, "is a folder" if more else "exists")
+    with pytest.raises(VduError, match="is a folder and a file"), replacing(kept.parent) as beside:
+        beside.write_text("instead")
+    assert kept.read_text() == "keep me"
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
 def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
@@ -204,6 +221,7 @@ def test_posterior_commands(folder, monkeypatch, capsys):
     code, said, _ = run_vdu(monkeypatch, capsys, "posterior", "show", out)
     assert code == 0
     assert "source fisher" in said
+    _refused(run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite")
     arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
     _refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
 

@@ -11,7 +11,7 @@ from test_stable_diffusion import _few_samples, make_pipeline  # noqa: F401
 import vdu.model_zoo
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.bench.runner import run_suite
+from vdu.bench.runner import Worker, run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
 from vdu.classifier import Classifier, ClassifierCard, save_classifier
 from vdu.concept_evaluation import evaluate_concept
@@ -117,6 +117,21 @@ def test_a_run_says_what_the_judges_saw(results):
     assert len(evaluation["grid_prompts"]) == 5
     with Image.open(results / "some" / "ga-noto-0.png") as picture:
         assert picture.width > 5 * 2 * 16
+
+
+def test_a_run_that_breaks_leaves_the_others_their_files(suite, tmp_path, monkeypatch):
+    make = Worker.make
+
+    def breaking(worker, run):
+        if run.label == "ga":
+            raise MemoryError("too large")
+        return make(worker, run)
+
+    monkeypatch.setattr(Worker, "make", breaking)
+    with pytest.raises(MemoryError, match="too large"):
+        run_suite(read_suite(str(suite)), tmp_path / "results", None, 1, print)
+    written = {path.name for path in (tmp_path / "results" / "some").glob("*.json")}
+    assert written == {"finetune-with-prompt-noto-0.json"}
 
 
 def test_the_concept_is_put_into_words_and_images_to_keep_are_of_the_same_domain(results, zoo):

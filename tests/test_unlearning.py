@@ -1,24 +1,35 @@
 """The contract of every method, resume, and the errors that a user meets."""
 
 import errno
+import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import interrupted_after_state, make_pipeline
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.checkpoint import write_tensors
+from vdu.image_set import load_image_set
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic, load_posterior
 from vdu.precision import CPU_BFLOAT16, resolve_precision
-from vdu.sampling import DEFAULT_STEPS
+from vdu.sampling import DEFAULT_STEPS, sample
 
+ORIENTATION = 0x0112
 SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
 FROM_IMAGES = sorted(name for name, method in METHODS.items() if "prompt" not in method.settings.needs)
 
@@ -138,6 +149,27 @@ def test_another_aspect_ratio_is_refused_and_a_larger_square_is_resized(tmp_path
         unlearn(make_pipeline(), folder)
 
 
+def test_a_turned_photograph_is_learned_upright(tmp_path):
+    upright = Image.fromarray(np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1)))
+    turned, exif = upright.rotate(90), Image.Exif()
+    exif[ORIENTATION] = 6  # to be turned by a quarter clockwise
+    turned.save(tmp_path / "a.png", exif=exif)
+    upright.save(tmp_path / "b.png")
+    first, second = load_image_set(tmp_path, (1, 8, 8)).images
+    assert torch.equal(first, second)
+
+
+def test_sixteen_bits_keep_their_range_and_thirty_two_are_refused(tmp_path):
+    levels = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(levels.astype(np.uint16)).save(tmp_path / "a.png")
+    found = load_image_set(tmp_path, (1, 8, 8))
+    torch.testing.assert_close(found.images[0, 0], torch.from_numpy(levels / 32767.5 - 1).float(), atol=5e-3, rtol=0)
+    assert "images of 16 bits were converted to 8" in found.notices
+    Image.fromarray(levels.astype(np.int32)).save(tmp_path / "b.tiff")
+    with pytest.raises(VduError, match="32 bits a pixel"):
+        load_image_set(tmp_path, (1, 8, 8))
+
+
 def test_unknown_method_and_setting_name_the_nearest(forget):
     with pytest.raises(VduError, match="did you mean 'vdu-paper'"):
         unlearn(make_pipeline(), forget, "vdu-papr")
@@ -169,6 +201,16 @@ def test_networks_that_cannot_be_used_are_refused(forget):
         unet = UNet2DModel.from_config(pipeline.unet.config | setting)
         with pytest.raises(VduError, match=said):
             unlearn(DDPMPipeline(unet, pipeline.scheduler), forget)
+    for scheduler, said in (
+        (FlowMatchEulerDiscreteScheduler(), "prediction type None"),
+        (EDMEulerScheduler(), "schedule of EDMEulerScheduler"),
+        (EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.5, trained_betas=[0.3] * 10), None),
+    ):
+        if said is None:
+            assert len(load_backbone(DDPMPipeline(pipeline.unet, scheduler)).alpha_bar) == 10
+            continue
+        with pytest.raises(VduError, match=said):
+            load_backbone(DDPMPipeline(pipeline.unet, scheduler))
     with pytest.raises(VduError, match="'sigmoid' is not supported"):
         unlearn(DDPMPipeline(pipeline.unet, DDPMScheduler(beta_schedule="sigmoid")), forget)
 
@@ -179,6 +221,58 @@ def test_a_half_precision_pipeline_is_worked_on_in_float32_and_left_alone(forget
     result = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32")
     assert pipeline.unet.dtype == torch.float16
     assert result.pipeline.unet.dtype == torch.float32
+
+
+def test_the_pipeline_that_was_given_is_left_alone(forget):
+    pipeline = make_pipeline()
+    before = {name: p.clone() for name, p in pipeline.unet.named_parameters()}
+    pipeline.unet.train()
+    result = unlearn(pipeline, forget, settings=SHORT | {"guard_every_steps": 0}, share=0.2, precision="fp32")
+    assert pipeline.unet.training
+    assert all(p.requires_grad and torch.equal(p, before[name]) for name, p in pipeline.unet.named_parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in result.pipeline.unet.named_parameters())
+
+
+def test_a_run_is_not_resumed_with_another_posterior_or_judge(forget, tmp_path, monkeypatch):
+    pipeline, state = make_pipeline(), {"state_folder": tmp_path}
+    wide, narrow = (isotropic(load_backbone(pipeline), scale) for scale in (1e-2, 1e-6))
+
+    def run(posterior=wide, **more):
+        return unlearn(pipeline, forget, "vdu-paper", settings=SHORT, posterior=posterior, precision="fp32", **more)
+
+    with interrupted_after_state(monkeypatch):
+        run(**state)
+    with pytest.raises(VduError, match="other settings"):
+        run(narrow, **state)
+    with pytest.raises(VduError, match="other settings"):
+        run(detector=all_dark, target="dark", **state)
+    assert run(**state).record["result_sha256"] == run().record["result_sha256"]
+
+
+def all_dark(images):
+    """A detector that sees the same in every image."""
+    return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
+
+
+all_dark.class_names = ["dark", "bright"]
+
+
+def test_no_share_is_called_estimated_that_was_not(forget):
+    assert (
+        unlearn(make_pipeline(), forget, "ga", settings=SHORT | {"guard_every_steps": 0}).record["share_source"] is None
+    )
+
+
+def test_what_is_learned_from_and_looked_at_is_never_what_measures(forget):
+    backbone = load_backbone(make_pipeline())
+    drawn = {
+        purpose: sample(backbone, backbone.network, 2, 3, steps=1, purpose=purpose)
+        for purpose in ("", "own", "asked", "guard")
+    }
+    pairs = itertools.combinations(drawn.values(), 2)
+    assert not any(torch.equal(a[i], b[j]) for a, b in pairs for i in range(2) for j in range(2))
+    later = sample(backbone, backbone.network, 1, 4, steps=1)
+    assert not torch.equal(drawn["own"][:1], later)
 
 
 def test_an_existing_output_is_kept_unless_overwritten(forget, tmp_path):

@@ -42,12 +42,17 @@ def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False) -> N
     """Raise `VduError` for an output that exists (unless it is to be replaced) or that could not be written."""
     if target.exists() and not overwrite:
         raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
-    if target.exists() and target.is_dir() != folder:
-        kind, wanted = ("file", "folder") if folder else ("folder", "file")
-        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another --out")
+    if target.exists():
+        _refuse_other_kind(target, folder)
     parent = _nearest_folder(target)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise VduError(f"{parent} may not be written to: choose another --out")
+
+
+def _refuse_other_kind(target: Path, folder: bool) -> None:
+    if target.is_dir() != folder:
+        kind, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another --out")
 
 
 def require_space(target: Path, needed_bytes: int) -> None:
@@ -62,13 +67,16 @@ def require_space(target: Path, needed_bytes: int) -> None:
 def replacing(target: Path) -> Iterator[Path]:
     """Give a temporary path beside ``target``; rename it over ``target`` only when the block succeeds.
 
-    Works for files and folders. Raises `VduError` when the disk is full; ``target`` is then as it was.
+    Works for files and folders. Raises `VduError` when the disk is full, or where a folder would give way to a file or
+    a file to a folder; ``target`` is then as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     retired = target.with_name(f".{target.name}.old-{os.getpid()}")
     try:
         yield beside
+        if target.exists():
+            _refuse_other_kind(target, folder=beside.is_dir())
         if target.is_dir():
             target.rename(retired)
         beside.replace(target)

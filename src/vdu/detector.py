@@ -21,8 +21,17 @@ from torch import Tensor
 
 from vdu.classifier import load_classifier, predict
 from vdu.errors import VduError, nearest
+from vdu.image_set import ImageSet
 
-__all__ = ["DEFAULT_THRESHOLD", "Detection", "Detector", "DetectorSource", "load_detector", "to_bytes"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "Detection",
+    "Detector",
+    "DetectorSource",
+    "load_detector",
+    "most_seen_class",
+    "to_bytes",
+]
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -171,3 +180,12 @@ def load_detector(source: DetectorSource) -> Detector:
     if ":" in str(source):
         return _from_function(_named_function(str(source)), str(source))
     raise VduError(f"no detector {source}: give a classifier folder, a .json file, nudenet or module:function")
+
+
+def most_seen_class(detector: Detector, forget: ImageSet) -> str:
+    """The class that the detector sees in most forget images. Raises `VduError` where no class has the majority."""
+    predicted = detector(forget.images).predicted
+    counts = torch.bincount(predicted[predicted >= 0], minlength=len(detector.class_names))
+    if int(counts.max()) * 2 <= len(predicted):
+        raise VduError("the detector sees no class in most forget images: name the class with --target")
+    return detector.class_names[int(counts.argmax())]

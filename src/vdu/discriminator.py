@@ -111,9 +111,10 @@ def _fitted(
     features: Tensor, loss_of: Callable[[Discriminator, torch.Generator], Tensor], seed: int, steps: int
 ) -> Discriminator:
     """A head after ``steps`` of AdamW with a rate that falls to zero; ``features`` set its standardisation."""
-    with torch.random.fork_rng(devices=[]):
+    device = features.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        head = Discriminator(features.shape[1]).to(features.device)
+        head = Discriminator(features.shape[1]).to(device)
         head.standardise(features)
         optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
         for step in range(steps):

@@ -8,36 +8,27 @@
                    sample; the step with the least is handed out, the later one where two are equal. A judge that is
                    blind to the content thus does not undo the work
 
-The judge is a detector where there is one. Without: the discriminator's verdict ``ρ > ½`` at low noise, and
-for "none" the distance to the nearest own sample in the frozen network's features, beyond the 95 % quantile of what
-own samples have among themselves.
+What a judge goes by: `vdu.judge`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vdu.detector import Detector
-from vdu.noised_bank import fill_bank
-from vdu.noising import Clean
+from vdu.judge import Judge
 from vdu.preparation import Preparation
 from vdu.sampling import DEFAULT_STEPS, sample
 
-__all__ = ["Check", "Guard", "Judge", "detector_judge", "label_free_judge"]
-
-Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
+__all__ = ["Check", "Guard"]
 
 LARGEST_NONE_RISE = 0.10
 LARGEST_CHANGE = 0.5
 SMALLEST_DIVERSITY = 0.75
 TOLERATED_NONE_RISE = 0.03
 TOLERATED_DIVERSITY_LOSS = 0.05
-LOOK_DRAWS = 2
-LOOK_RANGE = (0.05, 0.3)
 
 
 @dataclass(frozen=True)
@@ -51,45 +42,6 @@ class Check:
     change: float
     score: float
     broken: bool
-
-
-def detector_judge(detector: Detector, target: int, decode: Callable[[Tensor], Tensor]) -> Judge:
-    """Forgotten class and "none" as the detector says of the decoded samples."""
-
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        predicted = detector(decode(images)).predicted
-        return predicted == target, predicted < 0
-
-    return judge
-
-
-def label_free_judge(preparation: Preparation) -> Judge:
-    """Forget images and own samples are all it knows."""
-
-    def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        clean = Clean(images, preparation.own_conditions(len(images)))
-        bank = fill_bank(
-            preparation.backbone,
-            clean,
-            preparation.seed,
-            "look",
-            precision=preparation.precision,
-            draws=LOOK_DRAWS,
-            t_range=LOOK_RANGE,
-        )
-        features = (bank.features - head.centre) / head.spread
-        return bank.by_image(head(bank.features, bank.t_share)), features.view(LOOK_DRAWS, len(images), -1).mean(0)
-
-    head = preparation.discriminator
-    own = look(preparation.own_samples.x_0)[1]
-    among = torch.cdist(own, own).fill_diagonal_(float("inf")).min(dim=1).values
-    far = among.quantile(0.95)
-
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = look(images)
-        return logits > 0, torch.cdist(features, own).min(dim=1).values > far
-
-    return judge
 
 
 def _spread(images: Tensor) -> float:
@@ -123,11 +75,12 @@ class Guard:
             steps=self.sampler_steps,
             precision=self.preparation.precision,
             conditions=self.preparation.own_conditions(self.count),
+            purpose="guard",
         )
 
     def _shares(self, images: Tensor) -> tuple[float, float]:
         forget, none = self.judge(images)
-        return float(forget.double().mean()), float(none.double().mean())
+        return float(forget.cpu().double().mean()), float(none.cpu().double().mean())
 
     def start(self) -> Check:
         """The look before the first step: at the original itself."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vdu.errors import VduError
@@ -57,6 +57,11 @@ def image_to_tensor(image: Image.Image, shape: tuple[int, int, int], name: str) 
     """
     channels, height, width = shape
     notices: set[str] = set()
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        notices.add("images of 16 bits were converted to 8")
+    elif image.mode in ("I", "F"):
+        raise VduError(f"{name} has 32 bits a pixel, whose range is not known: convert it to 8 bits yourself")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))
         if rgba[..., 3].min() < 255:
@@ -93,7 +98,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image.copy()
+            return ImageOps.exif_transpose(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise VduError(
             f"cannot read the image {path} ({type(error).__name__}): repair or remove it, or pass --skip-unreadable"

@@ -8,14 +8,13 @@ from typing import Any
 
 from vdu.backbone import Backbone
 from vdu.captions import forget_captions, retain_captions
-from vdu.detector import Detector, DetectorSource, load_detector
+from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError
 from vdu.image_set import ImageSet, load_image_set
 from vdu.model_zoo import ZooModel
 from vdu.noising import Clean
 from vdu.posterior import Posterior, load_posterior
 from vdu.prompts import Prompts
-from vdu.result import most_seen_class
 from vdu.teacher import Teacher, load_teacher
 
 __all__ = ["Inputs", "read_inputs"]
@@ -47,9 +46,11 @@ class Inputs:
         return Clean(backbone.encode(self.retain.images), backbone.condition(self.captions[1]))
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of what changes the steps of a run, and what was asked in words."""
+        """Hashes of what changes the steps of a run, the posterior aside, and what was asked in words."""
         given = {"forget": self.forget, "retain": self.retain, "teacher": self.teacher}
         hashes: dict[str, Any] = {name: item.sha256 for name, item in given.items() if item is not None}
+        if self.judge is not None:
+            hashes["judge"] = [self.judge[0].record(), self.judge[1]]
         return hashes | ({"prompts": asdict(self.prompts), "captions": self.captions} if self.prompts else {})
 
     def record(self) -> dict[str, Any]:

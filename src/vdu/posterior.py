@@ -11,16 +11,19 @@ Panda et al., arXiv 2510.04058 (checkpoints); diagonal empirical Fisher of the s
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, weights_sha256
-from vdu.checkpoint import read_tensors, write_tensors
+from vdu.checkpoint import write_tensors
 from vdu.errors import VduError, nearest
 from vdu.noising import Clean, noised
 from vdu.seeding import generator
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 FLOOR_SHARE_OF_MEDIAN = 1e-2
+MEDIAN_OF = 2**24  # values; of a larger network the median is that of every so manieth one
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,16 @@ class Posterior:
     model_sha256: str
     floor: float
     floor_share: float
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all numbers in it."""
+        digest = hashlib.sha256()
+        for tensors in (self.variance, self.mean or {}):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(name.encode())
+                digest.update(tensor.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """One safetensors file: ``variance.*``, ``mean.*`` where it is not the model's weights, metadata as strings.
@@ -85,22 +99,22 @@ class Summary:
     floor_share: float
 
 
-def welford(states: Iterable[dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Mean, unbiased variance (float64) and count of a stream of named tensors; memory does not grow with the count."""
-    mean: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    count = 0
-    for state in states:
-        count += 1
-        for name, value in state.items():
-            x = value.double()
-            if count == 1:
-                mean[name], squares[name] = x.clone(), torch.zeros_like(x)
-                continue
-            delta = x - mean[name]
-            mean[name] += delta / count
-            squares[name] += delta * (x - mean[name])
-    return mean, {name: m / max(1, count - 1) for name, m in squares.items()}, count
+def welford(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance (float64) of a stream of one or more tensors; memory does not grow with the count."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for value in values:
+        count, x = count + 1, value.double()
+        if count == 1:
+            mean, squares = x.clone(), torch.zeros_like(x)
+            continue
+        delta = x - mean
+        mean += delta / count
+        squares += delta.mul_(x - mean)
+    return mean, squares.div_(max(1, count - 1))
+
+
+def _median(values: Tensor) -> float:
+    return float(values[:: math.ceil(len(values) / MEDIAN_OF)].median())
 
 
 def _floored(variance: dict[str, Tensor]) -> tuple[dict[str, Tensor], float, float]:
@@ -108,8 +122,7 @@ def _floored(variance: dict[str, Tensor]) -> tuple[dict[str, Tensor], float, flo
     flat = torch.cat([v.flatten() for v in variance.values()])
     if not torch.isfinite(flat).all() or flat.max() <= 0:
         raise VduError("the posterior has no spread (all variances zero or not finite): give different checkpoints")
-    positive = flat[flat > 0]
-    floor = float(positive.median()) * FLOOR_SHARE_OF_MEDIAN
+    floor = _median(flat[flat > 0]) * FLOOR_SHARE_OF_MEDIAN
     share = float((flat < floor).double().mean())
     return {k: v.clamp(min=floor).float() for k, v in variance.items()}, floor, share
 
@@ -130,22 +143,28 @@ def _checkpoint_file(path: Path) -> Path:
     raise VduError(f"{path} is no checkpoint: give .safetensors files or pipeline folders")
 
 
-def _checked(path: Path, anchor: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors, _ = read_tensors(_checkpoint_file(path))
+def _open_checkpoint(path: Path, anchor: dict[str, Tensor]) -> Any:
+    """The tensors of a checkpoint, none of them read yet. Raises `VduError` for names or shapes of another model."""
+    file_path = _checkpoint_file(path)
+    try:
+        file = safe_open(str(file_path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise VduError(f"cannot read {file_path} as safetensors ({error}): give a .safetensors file") from error
+    names = set(file.keys())
     for name, parameter in anchor.items():
-        if name not in tensors:
+        if name not in names:
             raise VduError(f"{path} has no parameter {name!r}: it is a checkpoint of another model")
-        if tensors[name].shape != parameter.shape:
-            shapes = f"{tuple(tensors[name].shape)}, the model has {tuple(parameter.shape)}"
+        shape = tuple(file.get_slice(name).get_shape())
+        if shape != parameter.shape:
+            shapes = f"{shape}, the model has {tuple(parameter.shape)}"
             raise VduError(f"{path}: {name!r} has shape {shapes}: it is a checkpoint of another model")
-    for name in tensors:
-        if name not in anchor:
-            raise VduError(f"{path} has a parameter {name!r} that the model lacks: it is a checkpoint of another model")
-    return tensors
+    for name in sorted(names - set(anchor)):
+        raise VduError(f"{path} has a parameter {name!r} that the model lacks: it is a checkpoint of another model")
+    return file
 
 
 def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "weights") -> Posterior:
-    """Posterior from K ≥ 2 checkpoints (files or pipeline folders), streamed.
+    """Posterior from K ≥ 2 checkpoints (files or pipeline folders), streamed one parameter at a time.
 
     ``anchor``: ``weights`` centres on the model that is sampled, ``mean`` on the checkpoints' mean. Raises `VduError`
     naming the first parameter whose name or shape does not match.
@@ -155,10 +174,16 @@ def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "we
     if len(paths) < 2:
         raise VduError(f"a posterior needs at least 2 checkpoints, {len(paths)} given: or use fisher or isotropic")
     parameters = _parameters(backbone.network)
-    mean, variance, count = welford(_checked(path, parameters) for path in paths)
+    files = [_open_checkpoint(path, parameters) for path in paths]
+    mean: dict[str, Tensor] = {}
+    variance: dict[str, Tensor] = {}
+    for name in parameters:
+        centre, spread = welford(file.get_tensor(name) for file in files)
+        variance[name] = spread.float()
+        if anchor == "mean":
+            mean[name] = centre.float()
     floored, floor, share = _floored(variance)
-    centre = None if anchor == "weights" else {k: v.float() for k, v in mean.items()}
-    return Posterior(centre, floored, "checkpoints", count, weights_sha256(backbone.network), floor, share)
+    return Posterior(mean or None, floored, "checkpoints", len(paths), weights_sha256(backbone.network), floor, share)
 
 
 def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
@@ -170,18 +195,18 @@ def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
 
 
 def squared_gradients(backbone: Backbone, images: Clean | Tensor, seed: int) -> dict[str, Tensor]:
-    """Σ over ``images`` of (∂ℓ/∂θ_i)², float64 by parameter name; one time per image.
+    """Σ over ``images`` of (∂ℓ/∂θ_i)², float64 on the CPU by parameter name; one time per image.
 
     ``ℓ = ½ Σ_pixels (ε − ε_θ)²``, the negative log-likelihood of the noise under a unit-variance Gaussian.
     """
     network = backbone.trainable_copy().eval()
     names, parameters = zip(*network.named_parameters(), strict=True)
-    total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    total = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
     for index, image in enumerate(Clean.of(images).split(1)):
         sample = noised(backbone, image, generator(seed, "fisher", index))
         loss = 0.5 * (backbone.predict_eps(network, sample.x_t, sample.t, sample.c) - sample.eps).pow(2).sum()
         for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
-            sum_ += gradient.double().pow(2)
+            sum_ += gradient.cpu().double().pow(2)
     return dict(zip(names, total, strict=True))
 
 

@@ -97,21 +97,25 @@ class Preparation:
         unasked = torch.zeros(len(self.forget) - len(found), dtype=found.dtype)
         return Clean(self.forget.x_0, torch.cat([found, unasked]))
 
+    def _sampled(self, asked: Tensor | None, count: int, purpose: str) -> Clean:
+        x_0 = sample(
+            self.backbone,
+            self.backbone.network,
+            count,
+            self.seed,
+            steps=self.own_sampler_steps,
+            precision=self.precision,
+            conditions=asked,
+            purpose=purpose,
+        )
+        return Clean(x_0, asked)
+
     @cached_property
     def own_samples(self) -> Clean:
         """M samples of the original model."""
         asked = self.own_conditions(self.own_count)
         self.begin(f"sampling the original, {self.own_count} images")
-        x_0 = sample(
-            self.backbone,
-            self.backbone.network,
-            self.own_count,
-            self.seed + 1,
-            steps=self.own_sampler_steps,
-            precision=self.precision,
-            conditions=asked,
-        )
-        return Clean(x_0, asked)
+        return self._sampled(asked, self.own_count, "own")
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -137,17 +141,7 @@ class Preparation:
 
     def samples_of(self, texts: Sequence[str], count: int) -> Clean:
         """``count`` samples of the original model, asked with ``texts`` in turn; not kept."""
-        asked = self.numbers_of([texts[i % len(texts)] for i in range(count)])
-        x_0 = sample(
-            self.backbone,
-            self.backbone.network,
-            count,
-            self.seed + 2,
-            steps=self.own_sampler_steps,
-            precision=self.precision,
-            conditions=asked,
-        )
-        return Clean(x_0, asked)
+        return self._sampled(self.numbers_of([texts[i % len(texts)] for i in range(count)]), count, "asked")
 
     def _bank(self, images: Clean, stream: str) -> NoisedBank:
         self.begin(f"asking the original about noised {stream} images")
@@ -173,6 +167,11 @@ class Preparation:
         self.begin("finding the undesired part of its images")
         sought = None if asked is None or found is None else torch.isin(asked, found)
         return responsibilities(forget, own, self.seed, self.given_share, sought)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether c and π were asked for."""
+        return "responsibilities" in self.__dict__
 
     @property
     def share(self) -> float:

@@ -1,6 +1,6 @@
 """Replay: the model's own samples stand in for the data to keep, without those that look like the forget set.
 
-    {x ~ own samples : π e^logit(x) ≤ ½}       the label-free judge's verdict at low noise
+    {x ~ own samples : ρ(x) ≤ ½}       the label-free judge's verdict at low noise
 
 Deep generative replay (Shin et al., arXiv 1705.08690) draws the other classes by their labels; an unconditional model
 cannot be asked for them, so the discriminator picks them out.
@@ -8,7 +8,7 @@ cannot be asked for them, so the discriminator picks them out.
 
 from __future__ import annotations
 
-from vdu.guard import label_free_judge
+from vdu.judge import label_free_judge
 from vdu.noising import Clean
 from vdu.preparation import Preparation
 

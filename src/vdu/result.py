@@ -14,7 +14,7 @@ from torch import Tensor
 from vdu.backbone import Backbone, load_backbone
 from vdu.checkpoint import refuse_existing, replacing
 from vdu.delta import DELTA_FILE, write_delta
-from vdu.detector import Detector, DetectorSource, load_detector
+from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
@@ -22,7 +22,7 @@ from vdu.low_rank import write_lora
 from vdu.model_zoo import ZooModel
 from vdu.parameters import LORA
 
-__all__ = ["Result", "check_form", "most_seen_class", "shipped_detector"]
+__all__ = ["Result", "check_form", "shipped_detector"]
 
 PREVIEW_IMAGES = 48
 FORMS = ("pipeline", "delta", "lora")
@@ -51,6 +51,7 @@ class Result:
         """
         judge = load_detector(detector)
         target = target or most_seen_class(judge, self.forget)
+        options.setdefault("sampler", Sampler(device=self.record["device"]))
         self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")
         return self.evaluation
@@ -128,15 +129,6 @@ def check_form(form: str, parameters: str, pipeline: Any = None) -> None:
         raise VduError(f"parameters={parameters} leaves no LoRA to save: train one with --set parameters=lora")
     if form == "lora" and pipeline is not None and not hasattr(pipeline, "save_lora_weights"):
         raise VduError(f"a {type(pipeline).__name__} has no load_lora_weights: save the pipeline or a delta")
-
-
-def most_seen_class(detector: Detector, forget: ImageSet) -> str:
-    """The class that the detector sees in most forget images. Raises `VduError` where no class has the majority."""
-    predicted = detector(forget.images).predicted
-    counts = torch.bincount(predicted[predicted >= 0], minlength=len(detector.class_names))
-    if int(counts.max()) * 2 <= len(predicted):
-        raise VduError("the detector sees no class in most forget images: name the class with --target")
-    return detector.class_names[int(counts.argmax())]
 
 
 def shipped_detector(zoo: ZooModel, forget: ImageSet, target: str | None = None) -> Detector:

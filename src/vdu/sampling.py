@@ -1,4 +1,8 @@
-"""Samples with equal seeds: image i depends only on (seed, i), not on the batch size, so that models can be paired."""
+"""Samples with equal seeds: image i depends only on (seed, i), not on the batch size, so that models can be paired.
+
+Samples that a method learns from or a guard looks at have a ``purpose``, and so other noise than those that measure the
+result, whatever the seeds.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,19 @@ from vdu.backbone import Backbone
 from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["DEFAULT_STEPS", "SAMPLER", "initial_noise", "sample"]
+__all__ = ["DEFAULT_STEPS", "SAMPLER", "sample"]
 
 SAMPLER = "SDE-DPM-Solver++(2M)"
 DEFAULT_STEPS = 12
 
 
-def initial_noise(shape: tuple[int, int, int], count: int, seed: int, first: int = 0) -> Tensor:
-    """Standard normal noise ``(count, *shape)`` for the samples ``first … first + count − 1`` of ``seed``."""
-    return torch.stack([torch.randn(shape, generator=generator(seed, "sample", first + i)) for i in range(count)])
+def _generators(seed: int, purpose: str, name: str, first: int, count: int) -> list[torch.Generator]:
+    """One for each of the samples ``first … first + count − 1``."""
+    stream = (purpose, name) if purpose else (name,)
+    return [generator(seed, *stream, first + i) for i in range(count)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     backbone: Backbone,
     network: nn.Module,
@@ -31,6 +36,7 @@ def sample(
     batch_size: int = 128,
     precision: str = "fp32",
     conditions: Tensor | None = None,
+    purpose: str = "",
 ) -> Tensor:
     """``count`` samples ``x_0`` ``(N, *latent_shape)`` on the CPU in ``steps`` solver steps.
 
@@ -43,13 +49,14 @@ def sample(
     network.eval()
     samples = []
     for first in range(0, count, batch_size):
-        noise = initial_noise(backbone.latent_shape, min(batch_size, count - first), seed, first).to(device)
+        drawn = _generators(seed, purpose, "sample", first, min(batch_size, count - first))
+        noise = torch.stack([torch.randn(backbone.latent_shape, generator=g) for g in drawn]).to(device)
         if conditions is None:
             asked = backbone.sample_conditions(len(noise), first)
         else:
             asked = conditions[first : first + len(noise)]
         with autocast(network, precision):
-            generators = [generator(seed, "path", first + i) for i in range(len(noise))]
+            generators = _generators(seed, purpose, "path", first, len(noise))
             samples.append(backbone.denoise(network, noise, steps, generators, asked).float().cpu())
     network.train(training)
-    return torch.cat(samples).clone()
+    return torch.cat(samples)

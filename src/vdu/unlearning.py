@@ -14,9 +14,11 @@ from torch import nn
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
 from vdu.detector import DetectorSource
+from vdu.device import resolve_device
 from vdu.errors import VduError
-from vdu.guard import Check, Guard, detector_judge, label_free_judge
+from vdu.guard import Check, Guard
 from vdu.inputs import Inputs, read_inputs
+from vdu.judge import detector_judge, label_free_judge
 from vdu.loop import LoopResult, StepRecord, run_loop
 from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
@@ -37,15 +39,6 @@ __all__ = ["unlearn"]
 def _check_share(share: float | None) -> None:
     if share is not None and not 0 < share < 1:
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
-
-
-def _resolve_device(device: str | None) -> torch.device:
-    from accelerate import PartialState
-
-    try:
-        return torch.device(device) if device else PartialState().device
-    except RuntimeError as error:
-        raise VduError(f"unknown device {device!r}: give cpu, cuda or mps") from error
 
 
 @dataclass(frozen=True)
@@ -91,9 +84,19 @@ class _Request:
 
     def identity(self) -> dict[str, Any]:
         """What tells this run's state from another's, beside its settings, seed and precision."""
-        model, hashes = weights_sha256(self.backbone.network), self.inputs.identity()
-        # The order is part of the digest: states of earlier versions go on.
-        return {"method": self.method.name, "model": model, "forget": hashes["forget"], "share": self.share} | hashes
+        prior = self.inputs.posterior if "posterior" in self.values.needs else None
+        return {
+            "method": self.method.name,
+            "model": weights_sha256(self.backbone.network),
+            "schedule": self.backbone.schedule_sha256,
+            "share": self.share,
+            "posterior": prior.sha256 if prior else None,
+        } | self.inputs.identity()
+
+    def _share_source(self, preparation: Preparation) -> str | None:
+        if self.share is not None:
+            return "given"
+        return "estimated" if preparation.estimated else None
 
     def record(self, preparation: Preparation, outcome: LoopResult) -> dict[str, Any]:
         """Settings, inputs, steps and looks of the guard."""
@@ -105,8 +108,8 @@ class _Request:
             **self.inputs.record(),
             "method": self.method.name,
             "settings": self.values.model_dump(),
-            "share": preparation.share if "responsibilities" in preparation.__dict__ else self.share,
-            "share_source": "given" if self.share is not None else "estimated",
+            "share": preparation.share if preparation.estimated else self.share,
+            "share_source": self._share_source(preparation),
             "prompts_found": 0 if preparation.found_prompts is None else len(preparation.found_prompts),
             "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
             if prior
@@ -158,7 +161,7 @@ def unlearn(
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
     _check_share(share)
-    place = _resolve_device(device)
+    place = resolve_device(device)
     precision = resolve_precision(precision, place)
     zoo = named_model(model) if isinstance(model, str) else None
     prior = zoo.shipped_posterior if zoo and posterior is None else posterior

@@ -55,21 +55,29 @@ def placed(module: nn.Module, device: torch.device | str) -> Iterator[None]:
 
 
 def float32_copy(module: nn.Module) -> Any:
-    """``module`` frozen; a float32 copy where it has another precision, so that the user's own is left alone."""
-    weights = next(module.parameters())
-    single = module if weights.dtype == torch.float32 else copy.deepcopy(module).float()
-    return single.eval().requires_grad_(False)
+    """``module`` frozen, in float32, apart from the user's own: its mode, flags, device and precision stay.
+
+    Where that is in float32 already, both share their weights' memory until one of them is moved.
+    """
+    shared: dict[int, Any] = {id(b): b for b in module.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shared).float().eval().requires_grad_(False)
 
 
 def check_schedule(pipeline: Any) -> None:
     """Raises `VduError` for a prediction type or noise schedule that is not supported."""
-    config = pipeline.scheduler.config
-    if config.prediction_type not in PREDICTION_TYPES:
-        raise VduError(f"prediction type {config.prediction_type!r}: {nearest('', PREDICTION_TYPES)}")
+    scheduler = pipeline.scheduler
+    config, own = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
+    kind = config.get("prediction_type")
+    if kind not in PREDICTION_TYPES:
+        raise VduError(f"prediction type {kind!r} is not supported: {nearest('', PREDICTION_TYPES)}")
     try:
         DPMSolverMultistepScheduler.from_config(config, **SOLVER)
+        alpha_bar = DDPMScheduler.from_config(config).alphas_cumprod
     except NotImplementedError as error:
         raise VduError(f"noise schedule {config.beta_schedule!r} is not supported") from error
+    if own is None or own.shape != alpha_bar.shape or not torch.allclose(own.cpu().float(), alpha_bar, atol=1e-4):
+        raise VduError(f"the noise schedule of {type(scheduler).__name__} is not supported: give a DDPM's or DDIM's")
 
 
 def _contiguous_where_frozen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -106,6 +114,13 @@ class Backbone(ABC):
     @abstractmethod
     def check(cls, pipeline: Any) -> None:
         """Raises `VduError` for a pipeline of the right class whose parts this architecture cannot work with."""
+
+    @property
+    def schedule_sha256(self) -> str:
+        """Hash of what the network's output means at each time."""
+        digest = hashlib.sha256(self.prediction_type.encode())
+        digest.update(self.alpha_bar.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def size_bytes(self) -> int:
@@ -242,10 +257,10 @@ class Backbone(ABC):
         return x_t
 
     def _clean(self, network: nn.Module) -> Any:
-        """A frozen copy on the CPU with the weights of ``network``, a LoRA merged into them, and no hooks."""
-        clean = copy.deepcopy(self.network).to("cpu")
+        """A float32 copy with the weights of ``network``, a LoRA merged into them, where the pipeline's own is."""
+        clean, own = copy.deepcopy(self.network), self.pipeline.unet
         clean.load_state_dict(merged_state(network))
-        return clean
+        return clean.to(own.device)
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> Any:

@@ -250,8 +250,7 @@ class StableDiffusionBackbone(Backbone):
 
     def with_network(self, network: nn.Module) -> Any:
         """All other parts are the original's own; the U-Net has its precision, so that they work together."""
-        clean, held = self._clean(network), self.pipeline.unet.dtype
-        clean = clean if clean.dtype == held else clean.to(held)
+        clean = self._clean(network).to(self.pipeline.unet.dtype)
         return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, **self._options())
 
     def _options(self) -> dict[str, Any]:

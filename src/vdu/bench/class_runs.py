@@ -14,6 +14,7 @@ from torch import Tensor
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.suite import Run, Suite, zoo_model
 from vdu.detector import load_detector
+from vdu.device import resolve_device
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.grids import before_after, thumbnails
 from vdu.posterior import from_checkpoints
@@ -69,7 +70,12 @@ class ClassRuns:
     def compare(self, unlearned: Backbone, run: Run) -> Evaluation:
         """Any model beside the original."""
         assert self.suite.samples is not None
-        sampler = Sampler(steps=self.suite.sampler_steps, seed=run.sampling_seed, count=self.suite.samples)
+        sampler = Sampler(
+            steps=self.suite.sampler_steps,
+            seed=run.sampling_seed,
+            count=self.suite.samples,
+            device=str(resolve_device(None)),
+        )
         if run.seed not in self._before:
             self._before[run.seed] = sampler.draw(self.original)
         return evaluate(

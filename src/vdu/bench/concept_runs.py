@@ -17,6 +17,7 @@ from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
 from vdu.concept_prompts import ConceptPrompt, asking_for, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.detector import load_detector
+from vdu.device import resolve_device
 from vdu.grids import before_after
 from vdu.methods import find_method
 from vdu.noising import Clean
@@ -83,7 +84,13 @@ class ConceptRuns:
     def evaluate(self, done: Result, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
         """Figures, and the grid of some prompts with the target and some without."""
         plan, seed = self.plan, run.sampling_seed
-        sampler = ConceptSampler(plan.samples_per_prompt, self.suite.sampler_steps, plan.guidance_scale, seed)
+        sampler = ConceptSampler(
+            plan.samples_per_prompt,
+            self.suite.sampler_steps,
+            plan.guidance_scale,
+            seed,
+            device=str(resolve_device(None)),
+        )
         evaluation = evaluate_concept(
             self.original,
             load_backbone(done.pipeline),

@@ -112,11 +112,22 @@ def _make(run: Run) -> Made:
 
 
 def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
-    """What is made side by side on this machine, as it comes, each on its share of the cores."""
+    """What is made side by side on this machine, as it comes, each on its share of the cores.
+
+    A run that breaks does not take the others with it: its error is raised when they are done.
+    """
+    failed: Exception | None = None
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
         for done in as_completed([pool.submit(_make, run) for run in runs]):
-            yield done.result()
+            try:
+                made = done.result()
+            except Exception as error:
+                failed = failed or error
+                continue
+            yield made
+    if failed is not None:
+        raise failed
 
 
 def write_result(made: Made, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import make_app
+from vdu.cli.options import Overwrite, make_app
 from vdu.quiet import quiet
 
 __all__ = ["app"]
@@ -85,9 +85,12 @@ def bench_plot(
     out: Annotated[Path, typer.Option(help="SVG or PNG file")],
     kind: Annotated[str, typer.Option(help="frontier, cost, classes or amount")] = "frontier",
     results: Results = Path("results"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Plot PUL against u-FID, seconds, or the amount of images or checkpoints; or what became of every class."""
     from vdu.bench.plots import plot
+    from vdu.checkpoint import refuse_existing
 
+    refuse_existing(out, overwrite)
     plot(kind, suite, results, out)
     typer.echo(str(out))

@@ -10,6 +10,7 @@ import typer
 from vdu.cli.options import (
     Config,
     DetectorOption,
+    DeviceOption,
     GuidanceScale,
     Model,
     Overwrite,
@@ -61,6 +62,7 @@ def evaluate(
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 12,
     seed: Seed = 1000,
     precision: Precision = "auto",
+    device: DeviceOption = None,
     prompts: PromptsFile = None,
     guidance_scale: GuidanceScale = None,
     config: Config = None,
@@ -69,13 +71,14 @@ def evaluate(
 ) -> None:
     """Compare two models on paired samples: PUL, shares, u-FID, KID, precision and recall."""
     from vdu.checkpoint import refuse_existing, write_record
+    from vdu.device import resolve_device
     from vdu.evaluation import Sampler
     from vdu.evaluation import evaluate as compare
 
     if out:
         refuse_existing(out, overwrite)
     detector, reference = shipped_judge(original, target, detector, reference)
-    sampler = Sampler(sampler_steps, precision, seed, samples)
+    sampler = Sampler(sampler_steps, precision, seed, samples, str(resolve_device(device)))
     asked = make_prompts(original, None, prompts, guidance_scale)
     first, second = open_model(original, asked, config), open_model(unlearned, asked)
     third = open_model(oracle, asked) if oracle else None

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from vdu.backbone import Backbone
     from vdu.prompts import Prompts
 
 __all__ = [
     "Config",
     "DetectorOption",
+    "DeviceOption",
     "GuidanceScale",
     "Model",
     "Overwrite",
@@ -41,6 +44,7 @@ Target = Annotated[str, typer.Option(help="the detector's class that was forgott
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
 Seed = Annotated[int, typer.Option(help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: bf16 where the device computes it")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is")]
 PromptsFile = Annotated[Path | None, typer.Option(help="text-to-image: what to ask samples with, one prompt a line")]
 GuidanceScale = Annotated[
     float | None, typer.Option(help="text-to-image: guidance when sampling; default: 7.5, or the shipped model's own")
@@ -73,8 +77,10 @@ def make_prompts(model: str, prompt: str | None, neutral: Path | None, guidance_
     return replace(shipped or Prompts(), **said) if said else shipped
 
 
-def open_model(name: str, prompts: Prompts | None = None, config: Path | None = None) -> Backbone:
-    """The backbone of a zoo name, pipeline folder, checkpoint file or hub id."""
+def open_model(
+    name: str, prompts: Prompts | None = None, config: Path | None = None, device: torch.device | None = None
+) -> Backbone:
+    """The backbone of a zoo name, pipeline folder, checkpoint file or hub id; its network on ``device``."""
     from vdu.backbone import load_backbone
     from vdu.model_zoo import named_model
     from vdu.quiet import quiet
@@ -82,4 +88,7 @@ def open_model(name: str, prompts: Prompts | None = None, config: Path | None = 
     quiet()
 
     zoo = named_model(name)
-    return load_backbone(zoo.pipeline if zoo else name, prompts, config)
+    backbone = load_backbone(zoo.pipeline if zoo else name, prompts, config)
+    if device is not None:
+        backbone.network.to(device)
+    return backbone

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from vdu.cli.options import Model, Seed, make_app, open_model
+from vdu.cli.options import DeviceOption, Model, Overwrite, Seed, make_app, open_model
 
 __all__ = ["app"]
+
+PosteriorFile = Annotated[Path, typer.Option(help=".safetensors file to write")]
 
 app = make_app("The Gaussian posterior p(θ|D) over the pre-trained weights.")
 
@@ -18,40 +20,53 @@ app = make_app("The Gaussian posterior p(θ|D) over the pre-trained weights.")
 def posterior_checkpoints(
     model: Model,
     checkpoints: Annotated[list[Path], typer.Argument(help=".safetensors files or pipeline folders")],
-    out: Annotated[Path, typer.Option()],
+    out: PosteriorFile,
     anchor: Annotated[str, typer.Option(help="weights (what is sampled) or mean (of the checkpoints)")] = "weights",
+    overwrite: Overwrite = False,
 ) -> None:
     """From saved checkpoints of the pre-training run, streamed."""
+    from vdu.checkpoint import refuse_existing
     from vdu.posterior import from_checkpoints
 
+    refuse_existing(out, overwrite)
     _write_posterior(from_checkpoints(open_model(model), checkpoints, anchor=anchor), out)
 
 
 @app.command("fisher")
 def posterior_fisher(
     model: Model,
-    out: Annotated[Path, typer.Option()],
+    out: PosteriorFile,
     samples: Annotated[int, typer.Option(min=2, help="own samples, one gradient each")] = 256,
     scale: Annotated[float, typer.Option(help="prior standard deviation")] = 1e-2,
     seed: Seed = 0,
+    device: DeviceOption = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """From the diagonal Fisher on the model's own samples: for a model with one checkpoint."""
+    from vdu.checkpoint import refuse_existing
+    from vdu.device import resolve_device
     from vdu.noising import Clean
     from vdu.posterior import from_fisher
     from vdu.sampling import sample as draw
 
-    backbone = open_model(model)
+    refuse_existing(out, overwrite)
+    backbone = open_model(model, device=resolve_device(device))
     images = Clean(draw(backbone, backbone.network, samples, seed), backbone.sample_conditions(samples))
     _write_posterior(from_fisher(backbone, images, seed=seed, scale=scale), out)
 
 
 @app.command("isotropic")
 def posterior_isotropic(
-    model: Model, out: Annotated[Path, typer.Option()], scale: Annotated[float, typer.Option()] = 1e-3
+    model: Model,
+    out: PosteriorFile,
+    scale: Annotated[float, typer.Option(help="its standard deviation")] = 1e-3,
+    overwrite: Overwrite = False,
 ) -> None:
     """The same spread for every parameter: plain L2 to the released weights."""
+    from vdu.checkpoint import refuse_existing
     from vdu.posterior import isotropic
 
+    refuse_existing(out, overwrite)
     _write_posterior(isotropic(open_model(model), scale), out)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vdu.cli.evaluation import shipped_judge
-from vdu.cli.options import DetectorOption, Overwrite, Precision, Seed, Target, open_model
+from vdu.cli.options import DetectorOption, DeviceOption, Overwrite, Precision, Seed, Target, open_model
 
 __all__ = ["relearn_command"]
 
@@ -34,26 +34,29 @@ def relearn_command(
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps")] = 12,
     seed: Seed = 1000,
     precision: Precision = "auto",
+    device: DeviceOption = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train the unlearned model on forget images again: after how many steps is the class back?"""
     from vdu.checkpoint import refuse_existing, write_record
+    from vdu.device import resolve_device
     from vdu.evaluation import Sampler
     from vdu.relearning import Relearning, relearn
 
     if out:
         refuse_existing(out, overwrite)
+    place = resolve_device(device)
     judge, _ = shipped_judge(original, target, detector, None)
     record = relearn(
-        open_model(original),
-        open_model(unlearned),
+        open_model(original, device=place),
+        open_model(unlearned, device=place),
         forget,
         judge,
         target,
-        oracle=open_model(oracle) if oracle else None,
+        oracle=open_model(oracle, device=place) if oracle else None,
         settings=Relearning(steps, rate),
-        sampler=Sampler(sampler_steps, precision, seed, samples),
+        sampler=Sampler(sampler_steps, precision, seed, samples, str(place)),
         on_look=_print_look,
     )
     record.update(models={"original": original, "unlearned": unlearned, "oracle": oracle})

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import Config, GuidanceScale, Model, PromptsFile, Seed, make_prompts, open_model
+from vdu.cli.options import (
+    Config,
+    DeviceOption,
+    GuidanceScale,
+    Model,
+    Overwrite,
+    PromptsFile,
+    Seed,
+    make_prompts,
+    open_model,
+)
 from vdu.quiet import quiet
 
 __all__ = ["sample", "train"]
@@ -48,10 +58,16 @@ def sample(
     guidance_scale: GuidanceScale = None,
     config: Config = None,
     seed: Seed = 0,
+    device: DeviceOption = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a grid of samples."""
-    backbone = open_model(model, make_prompts(model, None, prompts, guidance_scale), config)
-    from vdu.checkpoint import replacing
+    from vdu.checkpoint import refuse_existing, replacing
+    from vdu.device import resolve_device
+
+    refuse_existing(out, overwrite)
+    place = resolve_device(device)
+    backbone = open_model(model, make_prompts(model, None, prompts, guidance_scale), config, place)
     from vdu.grids import image_grid
     from vdu.sampling import sample as draw
 

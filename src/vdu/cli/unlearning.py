@@ -10,6 +10,7 @@ import typer
 
 from vdu.cli.options import (
     Config,
+    DeviceOption,
     GuidanceScale,
     Model,
     Overwrite,
@@ -67,11 +68,11 @@ def _yardstick(
     skip_unreadable: bool,
 ) -> Yardstick:
     """Load the means of measuring; a shipped model brings its own classifier and features."""
-    from vdu.detector import load_detector
+    from vdu.detector import load_detector, most_seen_class
     from vdu.image_set import load_image_set
     from vdu.model_zoo import find_zoo_model
     from vdu.reference import load_reference
-    from vdu.result import most_seen_class, shipped_detector
+    from vdu.result import shipped_detector
 
     zoo = find_zoo_model(model)
     images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
@@ -144,7 +145,7 @@ def unlearn_command(
     sampler_steps: Annotated[int, typer.Option(min=1, help="sampler steps of the evaluation samples")] = 12,
     seed: Seed = 0,
     precision: Precision = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best there is")] = None,
+    device: DeviceOption = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="go on without broken images")] = False,
     overwrite: Overwrite = False,
     state: Annotated[Path | None, typer.Option(help="folder for the run's state; run again to resume")] = None,

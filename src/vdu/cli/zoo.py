@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vdu.cli.options import make_app
+from vdu.cli.options import Overwrite, make_app
 from vdu.quiet import quiet
 
 __all__ = ["app"]
@@ -30,9 +30,12 @@ def zoo_build(
     run: Annotated[Path, typer.Option(help="run folder of `vdu train`")],
     data: Annotated[Path, typer.Option(help="folder with the corpus")],
     out: Annotated[Path, typer.Option(help="zoo folder to write")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a zoo folder from a finished training run; trains the classifier and measures quality."""
     quiet()
+    from vdu.checkpoint import refuse_existing
     from vdu.zoo_build import build_zoo_model
 
+    refuse_existing(out, overwrite, folder=True)
     typer.echo(json.dumps(build_zoo_model(run, data, out)["quality"], indent=1))

@@ -49,7 +49,7 @@ def closed_form_factor(
     concepts: Tensor, anchors: Tensor, kept: Tensor, *, hold: float, erase: float, keep: float
 ) -> Tensor:
     """F ``(D, D)`` of W = W_* F in double precision, from token states, one a row ``(N, D)``."""
-    c, anchor, p = (x.double().cpu() for x in (concepts, anchors, kept))
+    c, anchor, p = (x.cpu().double() for x in (concepts, anchors, kept))
     common = hold * torch.eye(c.shape[1], dtype=c.dtype) + keep * p.T @ p
     left, right = common + erase * anchor.T @ c, common + erase * c.T @ c
     return torch.linalg.solve(right, left, left=False)
@@ -84,7 +84,7 @@ class _ClosedForm(Direction):
     def after_step(self, learning_rate: float) -> None:
         """Set the weights."""
         for trained, original in self.pairs:
-            trained.copy_(original.double().cpu() @ self.factor)
+            trained.copy_(original.cpu().double() @ self.factor)
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Direction:
