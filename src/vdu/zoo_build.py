@@ -25,10 +25,11 @@ from vdu.half_precision import write_half_precision
 from vdu.metrics import class_shares
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
+from vdu.recipe import Recipe
 from vdu.reference import Reference
 from vdu.sampling import SAMPLER
 from vdu.text_to_image.zoo_build import build_text_to_image_zoo
-from vdu.training import Recipe, checkpoint_path, checkpoint_steps
+from vdu.training import checkpoint_path
 
 __all__ = ["build_zoo_model"]
 
@@ -84,7 +85,7 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
         shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
         backbone = load_backbone(beside / "pipeline")
         # Those of the whole recipe only: a run that was gone on with has older ones, too.
-        checkpoints = [checkpoint_path(run, step) for step in sorted(checkpoint_steps(recipe.training))]
+        checkpoints = [checkpoint_path(run, step) for step in sorted(recipe.training.checkpoint_steps())]
         posterior = from_checkpoints(backbone, checkpoints)
         posterior.save(beside / "posterior.safetensors", torch.bfloat16)
         shutil.copytree(_classifier(recipe, train, test, run), beside / "classifier")
