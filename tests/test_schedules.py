@@ -92,4 +92,4 @@ def test_the_loss_is_that_of_a_naive_loop(kind):
         snr = a / (1 - a)
         weight = min(snr, GAMMA) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[kind]
         total += weight * float(off.detach().pow(2).mean()) / 6
-    assert float(found) == pytest.approx(total, rel=1e-3)
+    assert float(found.detach()) == pytest.approx(total, rel=1e-3)
