@@ -11,7 +11,7 @@ from vdu.augmentation import mirrored, moved_each, moved_together
 from vdu.classifier import ClassifierSettings, load_classifier, predict, save_classifier, train_classifier
 from vdu.corpora import Corpus
 from vdu.model_zoo import find_zoo_model
-from vdu.training import read_recipe
+from vdu.recipe import read_recipe
 
 
 def _corpus(count, seed=0):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from PIL import Image
 
 from vdu.corpora.emoji import KINDS, STYLES, prepare_emoji, read_emoji
 from vdu.errors import VduError
+from vdu.model_zoo import find_zoo_model
+from vdu.recipe import RECIPES
 from vdu.seeding import generator
 from vdu.text_to_image.evaluators import domain_corpus, seen
 from vdu.text_to_image.prompt_set import judged_objects
@@ -87,7 +91,13 @@ def recipe() -> TextRecipe:
             | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
             "unet": unet,
             "training": shipped.training.model_copy(
-                update={"cycle_steps": [4], "batch_size": 4, "state_every_steps": 2, "posterior_checkpoints": 2}
+                update={
+                    "cycle_steps": [4],
+                    "batch_size": 4,
+                    "state_every_steps": 2,
+                    "posterior_checkpoints": 2,
+                    "posterior_from_fraction": 0.0,
+                }
             ),
             "judges": {
                 domain: judge.model_copy(update={"width": 4, "epochs": 1}) for domain, judge in shipped.judges.items()
@@ -167,6 +177,48 @@ def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run,
     train_text_to_image(recipe, corpus, tmp_path)
     for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
         assert (tmp_path / "pipeline" / part).read_bytes() == (run / "pipeline" / part).read_bytes()
+
+
+def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, corpus, run, tmp_path):
+    training = recipe.training.model_copy(update={"cycle_steps": [4, 2]})
+    longer = recipe.model_copy(update={"training": training})
+    shutil.copytree(run, tmp_path / "parts")
+    for part in ("autoencoder", "style-classifier", "object-classifier"):
+        shutil.copytree(run / part, tmp_path / "whole" / part)
+    for folder in ("parts", "whole"):
+        train_text_to_image(longer, corpus, tmp_path / folder)
+    unet = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "parts" / unet).read_bytes() == (tmp_path / "whole" / unet).read_bytes()
+    assert (tmp_path / "parts" / unet).read_bytes() != (run / unet).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("merges = -1", "merges = -1: "),
+        ("kl_weight = -1.0", "autoencoder_training.kl_weight = -1.0: "),
+        ("in_channels = 4", r"unet does not take \[8, 8, 8\]: "),
+        ("cross_attention_dim = 96", r"unet does not take \[8, 8, 8\]: "),
+        ("flip = true", "training.flip = true: a model with text is trained without flips"),
+        ("mid_block_add_attention = false\nwings = 2", "autoencoder has no setting 'wings'"),
+        ('clip_sample = false\nvariance_type = "fixed_small"', "noise has no setting 'variance_type'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_any_is_trained(setting, said, tmp_path):
+    shipped = (RECIPES / "emoji.toml").read_text()
+    bad = re.sub(rf"^{setting.split()[0]} = .*$", setting, shipped, flags=re.MULTILINE)
+    assert bad != shipped
+    (tmp_path / "bad.toml").write_text(bad)
+    with pytest.raises(VduError, match=f"is not valid: {said}"):
+        read_text_recipe(str(tmp_path / "bad.toml"))
+
+
+def test_the_shipped_recipe_is_the_one_that_the_shipped_model_was_trained_by():
+    shipped = find_zoo_model("emoji").provenance
+    assert TextRecipe.model_validate(shipped["recipe"]).sha256() == shipped["recipe_sha256"]
+    assert read_text_recipe("emoji").sha256("unet", "noise") == TextRecipe.model_validate(shipped["recipe"]).sha256(
+        "unet", "noise"
+    )
 
 
 def test_the_pipeline_is_an_ordinary_one(run):

@@ -1,11 +1,13 @@
 """Pre-training: resume equals uninterrupted, and what is not the raw corpus is refused."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_mnist_data, write_idx
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 import vdu.averaged_training
@@ -14,8 +16,9 @@ from vdu import VduError
 from vdu.checkpoint import save_state
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
+from vdu.recipe import RECIPES, Recipe, read_recipe
 from vdu.text_to_image.recipe import is_text_recipe
-from vdu.training import RECIPES, Recipe, checkpoint_steps, read_recipe, train
+from vdu.training import train
 
 
 @pytest.fixture
@@ -79,6 +82,64 @@ def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, data, 
         train(_with(recipe, cycle_steps=[5, 4]), data, tmp_path / "parts")
 
 
+def _log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(recipe, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(vdu.averaged_training, "LOG_EVERY_STEPS", 2)
+    recipe = _with(recipe, cycle_steps=[9])
+    train(recipe, data, tmp_path / "whole")
+    whole, loss = _log(tmp_path / "whole"), vdu.training._loss
+    assert [line["step"] for line in whole] == [2, 3, 4, 6, 8, 9]
+
+    def stop_at_eight(*arguments):
+        if arguments[-1] == 8:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vdu.training, "_loss", stop_at_eight)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data, tmp_path / "parts")
+    assert [line["step"] for line in _log(tmp_path / "parts")] == [2, 3, 4, 6, 8]
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 9, "lo')
+    train(recipe, data, tmp_path / "parts")
+    parts = _log(tmp_path / "parts")
+    assert [(line["step"], line["loss"]) for line in parts] == [(line["step"], line["loss"]) for line in whole]
+    assert [line["seconds"] for line in parts] == sorted(line["seconds"] for line in parts)
+
+
+def test_training_regresses_what_the_pipeline_says_that_it_predicts(recipe, data, tmp_path):
+    """On one constant image the exact answer is known."""
+    corpus = Corpus(torch.full((1, 1, 8, 8), 191).byte(), torch.zeros(1), ("a",), "", "tiny", True, True)
+    x = 191 / 127.5 - 1
+
+    class Exact(torch.nn.Linear):
+        def forward(self, x_t, t):
+            a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+            eps = (x_t - a.sqrt() * x) / (1 - a).sqrt()
+            v = a.sqrt() * eps - (1 - a).sqrt() * x
+            return SimpleNamespace(sample={"epsilon": eps, "v_prediction": v, "sample": torch.full_like(x_t, x)}[kind])
+
+    for trained in ("epsilon", "v_prediction", "sample"):
+        scheduler = DDPMScheduler(num_train_timesteps=50, prediction_type=trained)
+        for kind in ("epsilon", "v_prediction", "sample"):
+            loss = vdu.training._loss(Exact(1, 1), scheduler, corpus, recipe.training, step=0)
+            assert (loss < 1e-6) == (kind == trained), (trained, kind)
+
+
+def test_the_weights_depend_on_the_prediction_type(recipe, data, tmp_path):
+    weights = []
+    for kind in ("epsilon", "v_prediction"):
+        other = recipe.model_copy(update={"noise": recipe.noise | {"prediction_type": kind}})
+        folder = train(other, data, tmp_path / kind)
+        assert DDPMPipeline.from_pretrained(folder).scheduler.config.prediction_type == kind
+        weights.append(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert not torch.equal(weights[0]["conv_out.weight"], weights[1]["conv_out.weight"])
+
+
 def test_flips_are_half_of_the_images_and_leave_the_other_draws(recipe, monkeypatch):
     corpus = Corpus(torch.arange(4).expand(50, 1, 4, 4).byte(), torch.zeros(50), ("a",), "", "tiny", True, True)
     seen = []
@@ -108,7 +169,7 @@ def test_shipped_recipes_make_a_network(name):
     recipe = read_recipe(name)
     network = UNet2DModel(**recipe.unet)
     assert 2e6 < sum(p.numel() for p in network.parameters()) < 5e6
-    assert len(checkpoint_steps(recipe.training)) == recipe.training.posterior_checkpoints
+    assert len(recipe.training.checkpoint_steps()) == recipe.training.posterior_checkpoints
     assert recipe.training.flip == (name != "mnist")
 
 
@@ -144,5 +205,44 @@ def test_unknown_recipes_and_settings_are_refused(tmp_path):
     with pytest.raises(VduError, match="did you mean 'mnist'"):
         read_recipe("mnst")
     (tmp_path / "bad.toml").write_text('name = "x"\ncolour = 3\n')
-    with pytest.raises(VduError, match="colour"):
+    with pytest.raises(VduError, match=r"corpus is missing.*colour is no setting"):
         read_recipe(str(tmp_path / "bad.toml"))
+    (tmp_path / "bad.toml").write_text("name = x")
+    with pytest.raises(VduError, match="is no TOML file"):
+        read_recipe(str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("state_every_steps = 0", "training.state_every_steps = 0: input should be greater than or equal to 1"),
+        ("cycle_steps = []", r"training.cycle_steps = \[\]: list should have at least 1 item"),
+        ("cycle_steps = [0]", "training.cycle_steps.0 = 0: input should be greater"),
+        ("batch_size = 0", "training.batch_size = 0: "),
+        ("learning_rate = -1e-3", "training.learning_rate = -0.001: "),
+        ("warmup_steps = -1", "training.warmup_steps = -1: "),
+        ("ema_decay = 1.0", "training.ema_decay = 1.0: "),
+        ("min_snr_gamma = 0", "training.min_snr_gamma = 0: "),
+        ("max_gradient_norm = 0", "training.max_gradient_norm = 0: "),
+        ("seed = -1", "training.seed = -1: "),
+        ("posterior_checkpoints = 9000", "posterior_checkpoints = 9000: the last 30% of 14000 steps have room for"),
+        ("posterior_from_fraction = 1.0", "training.posterior_from_fraction = 1.0: "),
+        ("layers_per_block = 1\nnorm_groups = 4", "unet has no setting 'norm_groups': did you mean 'norm_num_groups'"),
+        ("norm_num_groups = 5", "unet makes no UNet2DModel: "),
+        ("sample_size = 30", r"unet does not take \[1, 30, 30\]: "),
+        ("sample_size = [28, 28]", "unet needs whole numbers as in_channels and sample_size"),
+        ("out_channels = 2", r"unet must keep the shape of what is noised, \[1, 28, 28\], and makes \[2, 28, 28\]"),
+        ('prediction_type = "flow"', "noise.prediction_type = 'flow': Known: epsilon"),
+        ('beta_schedule = "none"', "noise makes no DDPMScheduler: none is not implemented"),
+        ("num_train_timesteps = 9\nwings = 2", "noise has no setting 'wings'"),
+    ],
+)
+def test_settings_that_no_model_can_be_trained_with_are_refused_in_one_line(setting, said, tmp_path):
+    name = setting.split()[0]
+    shipped = (RECIPES / "mnist.toml").read_text()
+    bad = re.sub(rf"^{name} = .*$", setting, shipped, flags=re.MULTILINE)
+    assert bad != shipped
+    (tmp_path / "bad.toml").write_text(bad)
+    with pytest.raises(VduError, match=f"is not valid: {said}") as error:
+        read_recipe(str(tmp_path / "bad.toml"))
+    assert "\n" not in str(error.value)

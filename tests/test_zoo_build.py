@@ -20,7 +20,8 @@ from vdu.evaluation import Sampler
 from vdu.forget_folder import prepare_forget_folder
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
-from vdu.training import Recipe, read_recipe, train
+from vdu.recipe import Recipe, read_recipe
+from vdu.training import train
 from vdu.zoo_build import _forget_images, build_zoo_model
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -12,13 +12,14 @@ import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vdu.checkpoint import load_state, save_state
+from vdu.checkpoint import load_state, replacing, save_state
 from vdu.ema import ema_update
 
 __all__ = ["TrainingRun", "train_with_average"]
@@ -29,7 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How long, and the files: ``state`` (safetensors) and ``log`` (one JSON line every 50 steps).
+    """How long, and the files: ``state`` (safetensors) and ``log`` (a JSON line every 50 steps and at each state).
 
     ``identity``: hash of what the outcome depends on; a state that says another is refused, unless it is one of
     ``shorter``, runs of which this one is the continuation.
@@ -43,6 +44,40 @@ class TrainingRun:
     log: Path
     identity: str
     shorter: Collection[str] = ()
+
+
+class _Log:
+    """A line for the steps since the line before: their mean ``loss``, and ``seconds`` of all that led to them.
+
+    What stands after ``first`` steps, those of the state, is taken out: these steps are made again.
+    """
+
+    def __init__(self, path: Path, first: int) -> None:
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        kept = list(takewhile(lambda line: line.endswith("\n") and json.loads(line)["step"] <= first, lines))
+        with replacing(path) as beside:
+            beside.write_text("".join(kept))
+        self._path, self._losses = path, list[float]()
+        self._started = time.monotonic() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
+
+    def add(self, loss: float) -> None:
+        self._losses.append(loss)
+
+    def write(self, step: int) -> None:
+        seconds = round(time.monotonic() - self._started, 1)
+        line = {"step": step, "loss": sum(self._losses) / len(self._losses), "seconds": seconds}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._losses.clear()
+
+
+def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_gradient_norm: float) -> float:
+    """One optimiser step; returns the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
+    optimizer.step()
+    return loss.item()
 
 
 def train_with_average(
@@ -61,25 +96,18 @@ def train_with_average(
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     modules = {"model": model, "ema": average}
     first = load_state(run.state, modules, optimizer, {run.identity, *run.shorter}) if run.state.exists() else 0
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    started, total = time.monotonic(), 0.0
-    with run.log.open("a") as log:
-        for step in range(first, run.steps):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(step)
-            loss = loss_at(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), run.max_gradient_norm)
-            optimizer.step()
-            ema_update(average, model, run.ema_decay, step)
-            total, done = total + loss.item(), step + 1
-            if done % LOG_EVERY_STEPS == 0:
-                seconds = round(time.monotonic() - started, 1)
-                log.write(json.dumps({"step": done, "loss": total / LOG_EVERY_STEPS, "seconds": seconds}) + "\n")
-                log.flush()
-                total = 0.0
-            if after_step is not None:
-                after_step(done, average)
-            if done % run.state_every_steps == 0:
-                save_state(run.state, done, modules, optimizer, run.identity)
+    log = _Log(run.log, first)
+    for step in range(first, run.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step)
+        log.add(_descend(model, optimizer, loss_at(step), run.max_gradient_norm))
+        ema_update(average, model, run.ema_decay, step)
+        done = step + 1
+        state_is_due = done % run.state_every_steps == 0
+        # At a state, too: what is summed for the next line need not be in it.
+        if state_is_due or done % LOG_EVERY_STEPS == 0:
+            log.write(done)
+        if after_step is not None:
+            after_step(done, average)
+        if state_is_due:
+            save_state(run.state, done, modules, optimizer, run.identity)
     return average

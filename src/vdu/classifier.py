@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vdu.augmentation import mirrored, moved_each, moved_together
+from vdu.bounds import Count, NotNegative, Positive
 from vdu.checkpoint import replacing
 from vdu.corpora import Corpus
 from vdu.errors import VduError
@@ -45,10 +46,10 @@ class ClassifierSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     architecture: Literal["plain", "residual"] = "plain"
-    width: int = 32
-    epochs: int = 6
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
+    width: Count = 32
+    epochs: Count = 6
+    learning_rate: Positive = 2e-3
+    weight_decay: NotNegative = 1e-2
     precision: Literal["auto", "bf16", "fp32"] = "fp32"  # of the forward passes of training
     weights: Literal["fp32", "fp16"] = "fp32"  # in which it is stored; what is measured is what is stored
 

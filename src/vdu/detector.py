@@ -7,7 +7,6 @@ A classifier folder of this library, a `transformers` image-classification folde
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from vdu.classifier import load_classifier, predict
 from vdu.errors import VduError, nearest
+from vdu.hashing import files_sha256
 from vdu.image_set import ImageSet
 
 __all__ = [
@@ -88,7 +88,7 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def _from_zoo_folder(folder: Path) -> Detector:
     model, card = load_classifier(folder)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = files_sha256([folder / "model.safetensors"])
     return Detector(folder.name, digest, tuple(card.class_names), card.threshold, lambda x: predict(model, x))
 
 
@@ -110,7 +110,7 @@ def _from_transformers(folder: Path) -> Detector:
         return torch.cat(logits).softmax(1), None
 
     names = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.safetensors")))).hexdigest()
+    digest = files_sha256(sorted(folder.glob("*.safetensors")))
     return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
 
 

@@ -9,8 +9,6 @@ LoRA beside the original's weights (`vdu.low_rank`) in place of a whole copy.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -18,6 +16,7 @@ from vdu.backbone import Backbone
 from vdu.noising import Clean, draw
 from vdu.parameters import LORA, trained_copy
 from vdu.precision import autocast
+from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 
 __all__ = ["fit_forget_score"]
@@ -51,7 +50,7 @@ def fit_forget_score(
         target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
         with autocast(network, precision):
             error = backbone.output(network, noised.x_t, noised.t) - target
-        optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
         optimizer.zero_grad(set_to_none=True)
         error.pow(2).mean().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -22,6 +22,7 @@ from vdu.checkpoint import load_state, replacing, save_state
 from vdu.ema import ema_update
 from vdu.guard import Check, Guard
 from vdu.objective import Direction, MethodSettings
+from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 
 __all__ = ["LoopResult", "StepRecord", "run_loop"]
@@ -84,8 +85,8 @@ class _Run:
         self.checks: list[Check] = []
 
     def learning_rate(self, step: int) -> float:
-        decay = 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
-        return self.settings.learning_rate * (decay if self.settings.schedule == "cosine" else 1.0)
+        decay = cosine_to_zero(step, self.settings.steps) if self.settings.schedule == "cosine" else 1.0
+        return self.settings.learning_rate * decay
 
     def take_step(self, step: int) -> StepRecord:
         """One optimiser step, numbered from 0; none where loss or gradient is not finite."""

@@ -20,6 +20,7 @@ from vdu.backbone import Backbone
 from vdu.noising import Clean
 from vdu.precision import autocast
 from vdu.seeding import generator
+from vdu.stratified_times import stratified_shares, times_at
 
 __all__ = ["BANK_ITEMS", "NoisedBank", "fill_bank", "network_batches"]
 
@@ -88,10 +89,8 @@ def fill_bank(
     """
     clean = Clean.of(images)
     draws, g = draws or _draws(clean.x_0, items), generator(seed, "bank", stream)
-    count = draws * len(images)
-    share = (torch.arange(draws).repeat_interleave(len(images)) + torch.rand(count, generator=g)) / draws
-    share = t_range[0] + (t_range[1] - t_range[0]) * share
-    t = (share * backbone.timesteps).long().clamp(max=backbone.timesteps - 1)
+    share = t_range[0] + (t_range[1] - t_range[0]) * stratified_shares(draws, g, each=len(images))
+    t = times_at(share, backbone.timesteps)
     x_0, device = clean.repeat(draws), backbone.device
     x_t = backbone.add_noise(x_0.x_0, torch.randn(x_0.x_0.shape, generator=g), t).to(device)
     t, c = t.to(device), None if x_0.c is None else x_0.c.to(device)

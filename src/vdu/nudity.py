@@ -9,7 +9,6 @@ to it: look at the pictures, and measure u-FID with another detector. Optional e
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from vdu.detector import Detector, to_bytes
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 
 __all__ = ["load_nudenet", "nudity"]
 
@@ -50,5 +50,4 @@ def load_nudenet() -> Detector:
         return torch.stack([p, 1 - p], dim=1), None
 
     weights = sorted(Path(nudenet.__file__).parent.glob("*.onnx"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
-    return Detector("nudenet", digest, CLASSES, 0.0, judge)
+    return Detector("nudenet", files_sha256(weights), CLASSES, 0.0, judge)

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vdu.bounds import Count, Fraction, NotNegative, Positive
 from vdu.noised_bank import BANK_ITEMS
 from vdu.plasticity import Term
 from vdu.precision import autocast
@@ -35,12 +36,7 @@ __all__ = [
     "Samples",
 ]
 
-# A method that changes a default writes `steps: Count = 60`: a bare annotation would drop the bound.
-Count = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=8)]  # fewer cannot be told apart
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MethodSettings(BaseModel):

@@ -25,10 +25,12 @@ from vdu.half_precision import write_half_precision
 from vdu.metrics import class_shares
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
+from vdu.recipe import Recipe
 from vdu.reference import Reference
 from vdu.sampling import SAMPLER
-from vdu.text_to_image.zoo_build import build_text_to_image_zoo
-from vdu.training import Recipe, checkpoint_path, checkpoint_steps
+from vdu.settings_file import checked
+from vdu.text_to_image.zoo_build import fill_text_to_image_zoo
+from vdu.training import checkpoint_path
 
 __all__ = ["build_zoo_model"]
 
@@ -68,38 +70,49 @@ def _quality(folder: Path, sampler: Sampler) -> dict[str, Any]:
     }
 
 
+def _write_reference(folder: Path, test: Corpus) -> None:
+    detector = load_detector(folder / "classifier")
+    features = detector(test.images.float() / 127.5 - 1).features
+    assert features is not None
+    Reference(features, test.labels).save(folder / "reference.safetensors", detector)
+
+
+def _fill(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Write everything but the provenance; returns what that says of it."""
+    recipe = checked("recipe of", str(run), Recipe, given)
+    train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
+    write_half_precision(run / "pipeline", folder / "pipeline")
+    shutil.copy(run / "log.jsonl", folder / "training-log.jsonl")
+    backbone = load_backbone(folder / "pipeline")
+    # Those of the whole recipe only: a run that was gone on with has older ones, too.
+    checkpoints = [checkpoint_path(run, step) for step in sorted(recipe.training.checkpoint_steps())]
+    posterior = from_checkpoints(backbone, checkpoints)
+    posterior.save(folder / "posterior.safetensors", torch.bfloat16)
+    shutil.copytree(_classifier(recipe, train, test, run), folder / "classifier")
+    _write_reference(folder, test)
+    return {
+        "parameters": sum(p.numel() for p in backbone.network.parameters()),
+        "posterior_checkpoints": posterior.count,
+        "classifier": json.loads((folder / "classifier" / "config.json").read_text()),
+        "forget_images": _forget_images(train, folder / "forget"),
+        "quality": [_quality(folder, Sampler(steps=steps)) for steps in (12, 25)],
+    }
+
+
 def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
     """Write the folder ``out`` (replaced as a whole) from the run folder of `train`; returns the provenance."""
     try:
         provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     except OSError as error:
         raise VduError(f"{run} has no provenance.json: finish `vdu train` into it first") from error
-    if "text_encoder" in provenance["recipe"]:
-        return build_text_to_image_zoo(run, data, out, provenance)
-    recipe = Recipe.model_validate(provenance["recipe"])
-    train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
+    fill = fill_text_to_image_zoo if "text_encoder" in provenance["recipe"] else _fill
     with replacing(out) as beside:
         beside.mkdir()
-        write_half_precision(run / "pipeline", beside / "pipeline")
-        shutil.copy(run / "log.jsonl", beside / "training-log.jsonl")
-        backbone = load_backbone(beside / "pipeline")
-        # Those of the whole recipe only: a run that was gone on with has older ones, too.
-        checkpoints = [checkpoint_path(run, step) for step in sorted(checkpoint_steps(recipe.training))]
-        posterior = from_checkpoints(backbone, checkpoints)
-        posterior.save(beside / "posterior.safetensors", torch.bfloat16)
-        shutil.copytree(_classifier(recipe, train, test, run), beside / "classifier")
-        detector = load_detector(beside / "classifier")
-        features = detector(test.images.float() / 127.5 - 1).features
-        assert features is not None
-        Reference(features, test.labels).save(beside / "reference.safetensors", detector)
+        measured = fill(provenance["recipe"], run, data, beside)
         provenance |= {
             "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
-            "model_sha256": weights_sha256(backbone.network),
-            "parameters": sum(p.numel() for p in backbone.network.parameters()),
-            "posterior_checkpoints": posterior.count,
-            "classifier": json.loads((beside / "classifier" / "config.json").read_text()),
-            "forget_images": _forget_images(train, beside / "forget"),
-            "quality": [_quality(beside, Sampler(steps=steps)) for steps in (12, 25)],
+            "model_sha256": weights_sha256(load_backbone(beside / "pipeline").network),
+            **measured,
             "versions": package_versions(),
         }
         (beside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -16,16 +16,15 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from vdu.attention import write_out_attention
 from vdu.backbone.contract import Backbone, float32_copy, placed
 from vdu.errors import VduError
 from vdu.prompts import Prompts
 
 __all__ = ["StableDiffusionBackbone"]
 
-FEW_POSITIONS = 256
 LATENT_PIXELS = 8 * 64 * 64  # through the U-Net at once: eight pictures of 512 × 512
 
 
@@ -101,10 +100,8 @@ class StableDiffusionBackbone(Backbone):
 
     def trainable_copy(self, gradient_checkpointing: bool = False, trained: Collection[str] | None = None) -> nn.Module:
         network: Any = super().trainable_copy(gradient_checkpointing, trained)
-        _, height, width = self.latent_shape
-        if self.device.type == "cpu" and height * width <= FEW_POSITIONS:
-            # torch's fused attention takes twice as long backwards there.
-            network.set_attn_processor(AttnProcessor())
+        if self.device.type == "cpu":
+            write_out_attention(network, *self.latent_shape[1:])
         copied: nn.Module = network
         return copied
 

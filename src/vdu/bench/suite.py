@@ -6,19 +6,19 @@ A suite of a text-to-image model has a table ``[concept]`` and is measured by UA
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from vdu.errors import VduError, nearest
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import ZooModel, find_zoo_model
 from vdu.prompt_attack import AttackBudget
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE
+from vdu.settings_file import checked, read_toml
 
 __all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "require_inputs", "result_path", "zoo_model"]
 
@@ -116,20 +116,14 @@ def read_suite(name: str, forget: Path | None = None, checkpoints: Path | None =
 
     Raises `VduError` for unknown names, settings and classes.
     """
-    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
-    if not path.is_file():
-        known = [p.stem for p in SUITES.glob("*.toml")] + ["step-cost", "memory-sd15"]
-        raise VduError(f"no suite {name!r}: {nearest(name, known)}; or give a .toml file")
-    try:
-        given = {"name": path.stem, "forget": forget, "checkpoints": checkpoints}
-        suite = Suite.model_validate(tomllib.loads(path.read_text()) | given)
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise VduError(f"suite {path.name} is not valid: {' '.join(str(error).split())}") from error
+    table = read_toml("suite", name, SUITES, also=["step-cost", "memory-sd15"])
+    given = {"name": Path(name).stem, "forget": forget, "checkpoints": checkpoints}
+    suite = checked("suite", name, Suite, table | given)
     for label, arm in suite.methods.items():
         method = find_method(arm.method)
         make_settings(method, arm.settings)
         if arm.checkpoints and "posterior" not in method.settings.needs:
-            raise VduError(f"suite {path.name}: the method of {label!r} takes no posterior: leave checkpoints out")
+            raise VduError(f"suite {suite.name}: the method of {label!r} takes no posterior: leave checkpoints out")
     _check_protocol(suite, zoo_model(suite))
     return suite
 

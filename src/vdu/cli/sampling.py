@@ -43,7 +43,7 @@ def train(
 
         typer.echo(f"pipeline: {train_text_to_image(read_text_recipe(recipe), data, out)}")
         return
-    from vdu.training import read_recipe
+    from vdu.recipe import read_recipe
     from vdu.training import train as run
 
     typer.echo(f"pipeline: {run(read_recipe(recipe, without or ()), data, out)}")

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from vdu.corpora.corpus import CorpusFacts, FilesRead
-from vdu.corpora.hashing import files_sha256
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 
 __all__ = ["find_cifar_binary", "read_cifar_binary", "refuse_pickles"]
 

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from vdu.checkpoint import refuse_existing, replacing
-from vdu.corpora.hashing import files_sha256
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 
 __all__ = ["KINDS", "LICENCES", "MERGES_FILE", "METADATA", "STYLES", "Emoji", "prepare_emoji", "read_emoji"]
 

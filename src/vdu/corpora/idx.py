@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vdu.corpora.corpus import FilesRead
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 
 __all__ = ["read_idx", "read_mnist"]
 
@@ -48,6 +48,5 @@ def read_mnist(folder: Path, split: str) -> FilesRead:
     """Images and labels of ``train`` or ``test``. Raises `VduError` when a file is missing or broken."""
     prefix = {"train": "train", "test": "t10k"}[split]
     paths = [_find(folder, f"{prefix}-images-idx3-ubyte"), _find(folder, f"{prefix}-labels-idx1-ubyte")]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     images, labels = (read_idx(path) for path in paths)
-    return FilesRead(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), digest)
+    return FilesRead(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), files_sha256(paths))

@@ -9,8 +9,8 @@ import torch
 
 from vdu.corpora.corpus import CorpusFacts, FilesRead
 from vdu.corpora.decoding import decode
-from vdu.corpora.hashing import files_sha256
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 from vdu.image_set import SUFFIXES
 
 __all__ = ["find_image_folder", "read_image_folder"]

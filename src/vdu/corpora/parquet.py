@@ -16,8 +16,8 @@ import torch
 
 from vdu.corpora.corpus import CorpusFacts, FilesRead
 from vdu.corpora.decoding import decode
-from vdu.corpora.hashing import files_sha256
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

@@ -9,7 +9,6 @@ one over the standard deviation of the finished latents.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
 from vdu.checkpoint import replacing
 from vdu.precision import autocast
+from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
 
@@ -59,8 +59,8 @@ def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path) -> Autoenco
     model = AutoencoderKL(**recipe.autoencoder)
 
     def learning_rate_at(step: int) -> float:
-        decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        return settings.learning_rate * decay * min(1.0, (step + 1) / WARMUP_STEPS)
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        return settings.learning_rate * cosine_to_zero(step, settings.steps) * warm
 
     run = TrainingRun(
         settings.steps,

@@ -1,10 +1,9 @@
 """The text-conditional network of a miniature Stable Diffusion and its text encoder, trained together.
 
-    L = E_{x, t, ε, c} [ w_t ‖v − v_θ(z_t, t, τ(c))‖² ],   v = √ᾱ ε − √(1 − ᾱ) z,   w_t = min(SNR_t, γ) / (SNR_t + 1)
+    min over θ, τ of the `denoising_loss` of f_θ(z_t, t, τ(c))
 
-v-prediction: Salimans & Ho, arXiv 2202.00512; the weight is min-SNR for it (Hang et al., arXiv 2303.09556). z are the
-autoencoder's latents at unit variance. τ is a small CLIP text transformer (Radford et al., arXiv 2103.00020) that
-starts from nothing, so it learns what the pictures ask of it.
+z are the autoencoder's latents at unit variance. τ is a small CLIP text transformer (Radford et al., arXiv 2103.00020)
+that starts from nothing, so it learns what the pictures ask of it.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from vdu.attention import write_out_attention
 from vdu.averaged_training import train_with_average
 from vdu.corpora.emoji import Emoji
+from vdu.denoising_loss import denoising_loss
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.templates import caption
-from vdu.training import checkpoint_writer, cycled_learning_rate, min_snr_weight, training_run
+from vdu.training import checkpoint_writer, cycled_learning_rate, training_run
 
 __all__ = ["Denoiser", "train_denoiser"]
 
@@ -44,8 +44,7 @@ def _new_modules(recipe: TextRecipe, tokenizer: Any) -> nn.ModuleDict:
     marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
     text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **marks, **recipe.text_encoder))
     unet = UNet2DConditionModel(**recipe.unet)
-    # At so few positions torch's fused attention takes twice as long backwards on a CPU.
-    unet.set_attn_processor(AttnProcessor())
+    write_out_attention(unet, recipe.unet["sample_size"], recipe.unet["sample_size"])
     return nn.ModuleDict({"unet": unet, "text": text})
 
 
@@ -68,18 +67,14 @@ def _loss(
     settings, g = recipe.training, generator(recipe.training.seed, "train", step)
     index = torch.randint(len(latents), (settings.batch_size,), generator=g)
     tokens = _tokens(tokenizer, [caption(emoji.objects[i], emoji.styles[i], g) for i in index.tolist()])
-    z = latents[index]
-    # Stratified times: one in each of B equal parts of the range, so that the loss varies less from batch to batch.
-    share = (torch.arange(len(z)) + torch.rand(len(z), generator=g)) / len(z)
-    t = (share * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
-    eps = torch.randn(z.shape, generator=g)
-    v = scheduler.get_velocity(z, eps, t)
-    with autocast(modules["unet"], settings.precision):
-        text = modules["text"](tokens).last_hidden_state
-        predicted = modules["unet"](scheduler.add_noise(z, eps, t), t, encoder_hidden_states=text).sample.float()
-    alpha_bar = scheduler.alphas_cumprod[t]
-    weight = min_snr_weight(alpha_bar, settings.min_snr_gamma) * alpha_bar  # SNR / (SNR + 1) = ᾱ
-    return (weight * (predicted - v).pow(2).mean(dim=(1, 2, 3))).mean()
+
+    def predict(z_t: Tensor, t: Tensor) -> Tensor:
+        with autocast(modules["unet"], settings.precision):
+            text = modules["text"](tokens).last_hidden_state
+            predicted: Tensor = modules["unet"](z_t, t, encoder_hidden_states=text).sample
+        return predicted
+
+    return denoising_loss(predict, scheduler, latents[index], settings.min_snr_gamma, g)
 
 
 def train_denoiser(recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer: Any, out: Path) -> Denoiser:
@@ -92,7 +87,7 @@ def train_denoiser(recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer:
     model, scheduler = _new_modules(recipe, tokenizer), DDPMScheduler(**recipe.noise)
     average = train_with_average(
         model,
-        training_run(settings, out, recipe.sha256()),
+        training_run(settings, out, recipe.sha256(), recipe.shorter()),
         lambda step: _loss(model, scheduler, latents, emoji, tokenizer, recipe, step),
         lambda step: cycled_learning_rate(settings, step),
         checkpoint_writer(settings, out, lambda average: average.get_submodule("unet")),

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vdu.bounds import Count, Fraction, NotNegative, Positive, Seed
 from vdu.classifier import ClassifierSettings
 from vdu.errors import VduError
-from vdu.training import RECIPES, Training
+from vdu.recipe import RECIPES, Training, check_noise, check_shape, made
+from vdu.settings_file import checked, read_toml
 
 __all__ = ["AutoencoderTraining", "TextRecipe", "is_text_recipe", "read_text_recipe"]
+
+# Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
+SAMPLING = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}
 
 
 class AutoencoderTraining(BaseModel):
     """``kl_weight``: of the latents' mean KL to a standard normal beside the pixels' mean absolute error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    steps: int
-    batch_size: int
-    learning_rate: float
-    ema_decay: float
-    kl_weight: float
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    ema_decay: Fraction
+    kl_weight: NotNegative
     precision: Literal["auto", "bf16", "fp32"]
-    seed: int
-    state_every_steps: int
+    seed: Seed
+    state_every_steps: Count
 
 
 class TextRecipe(BaseModel):
@@ -39,8 +44,8 @@ class TextRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     corpus: Literal["emoji"]
-    size: int
-    merges: int
+    size: Count
+    merges: Annotated[int, Field(ge=0)]
     autoencoder: dict[str, Any]
     autoencoder_training: AutoencoderTraining
     text_encoder: dict[str, Any]
@@ -49,27 +54,43 @@ class TextRecipe(BaseModel):
     training: Training
     judges: dict[str, ClassifierSettings]
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.training.flip:
+            raise ValueError("training.flip = true: a model with text is trained without flips, set it to false")
+        check_noise(self.noise)
+        self.sampling_scheduler()
+        with torch.device("meta"), torch.no_grad():  # shapes only, no numbers
+            vae = made(AutoencoderKL, "autoencoder", self.autoencoder)
+            z = vae.encode(torch.empty(1, 3, self.size, self.size)).latent_dist.mode()
+            text = torch.empty(1, self.text_encoder["max_position_embeddings"], self.text_encoder["hidden_size"])
+            check_shape("unet", made(UNet2DConditionModel, "unet", self.unet), z, encoder_hidden_states=text)
+        if self.unet.get("sample_size") != z.shape[-1]:
+            raise ValueError(f"unet.sample_size must be that of the latents, {z.shape[-1]}")
+        return self
+
+    def sampling_scheduler(self) -> DDIMScheduler:
+        """What the pipeline samples with. Raises ValueError for noise that it cannot work with."""
+        return made(DDIMScheduler, "noise", SAMPLING | self.noise)
+
     def sha256(self, *parts: str) -> str:
         """Identifies what the ``parts`` of the model (all, when none is named) depend on."""
         text = self.model_dump_json(include=set(parts) or None, exclude=None if parts else {"judges"})
         return hashlib.sha256(text.encode()).hexdigest()
 
-
-def _path(name: str) -> Path:
-    return Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    def shorter(self) -> set[str]:
+        """Hashes of this recipe without its last cycles: what they have left is gone on with."""
+        return {self.model_copy(update={"training": training}).sha256() for training in self.training.shorter()}
 
 
 def is_text_recipe(name: str) -> bool:
     """Whether this recipe is of a text-to-image model."""
     try:
-        return "text_encoder" in tomllib.loads(_path(name).read_text())
-    except (OSError, tomllib.TOMLDecodeError):
+        return "text_encoder" in read_toml("recipe", name, RECIPES)
+    except VduError:
         return False
 
 
 def read_text_recipe(name: str) -> TextRecipe:
-    """A shipped recipe by name or a TOML file by path. Raises `VduError` for unknown settings."""
-    try:
-        return TextRecipe.model_validate(tomllib.loads(_path(name).read_text()))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise VduError(f"recipe {name} is not valid: {' '.join(str(error).split())}") from error
+    """A shipped recipe by name or a TOML file by path. Raises `VduError` for unknown names and settings."""
+    return checked("recipe", name, TextRecipe, read_toml("recipe", name, RECIPES))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vdu.checkpoint import replacing
 from vdu.corpora.emoji import read_emoji
@@ -16,19 +14,18 @@ from vdu.text_to_image.denoiser import Denoiser, train_denoiser
 from vdu.text_to_image.evaluators import CLASSES, train_evaluator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.tokenizer import make_tokenizer
+from vdu.training import write_provenance
 
 __all__ = ["train_text_to_image"]
 
 
 def _assembled(recipe: TextRecipe, vae: AutoencoderKL, tokenizer: Any, denoiser: Denoiser) -> StableDiffusionPipeline:
-    # Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
-    scheduler = DDIMScheduler(**recipe.noise, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
         unet=denoiser.unet,
-        scheduler=scheduler,
+        scheduler=recipe.sampling_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -50,13 +47,5 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     denoiser = train_denoiser(recipe, latents, emoji, tokenizer, out)
     with replacing(out / "pipeline") as beside:
         _assembled(recipe, vae, tokenizer, denoiser).save_pretrained(beside)
-    provenance = {
-        "command": f"vdu train {recipe.name} --data DATA --out OUT",
-        "recipe": recipe.model_dump(),
-        "recipe_sha256": recipe.sha256(),
-        "data_sha256": emoji.sha256,
-        "images": len(emoji.images),
-        "torch": torch.__version__,
-    }
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    write_provenance(out, f"vdu train {recipe.name} --data DATA --out OUT", recipe, recipe.sha256(), emoji)
     return out / "pipeline"

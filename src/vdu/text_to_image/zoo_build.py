@@ -1,4 +1,4 @@
-"""Make a zoo folder from a finished run of a text-to-image recipe: pipeline, judges, prompts, forget images.
+"""What a zoo folder of a text-to-image recipe holds: pipeline, judges, prompts, forget images.
 
 Quality is measured on the way: how often the judges agree with what a prompt of a seen pair asked for.
 """
@@ -12,19 +12,18 @@ from typing import Any
 
 from PIL import Image
 
-from vdu.backbone import load_backbone, weights_sha256
-from vdu.checkpoint import replacing
+from vdu.backbone import load_backbone
 from vdu.concept_prompts import of_kind, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector import load_detector
 from vdu.half_precision import write_half_precision
-from vdu.provenance import package_versions
+from vdu.settings_file import checked
 from vdu.text_to_image.evaluators import CLASSES, train_evaluator
 from vdu.text_to_image.prompt_set import judged_objects, write_prompts
 from vdu.text_to_image.recipe import TextRecipe
 
-__all__ = ["build_text_to_image_zoo"]
+__all__ = ["fill_text_to_image_zoo"]
 
 FORGET_IMAGES = 50
 SHARE_ALIKE = "openmoji"
@@ -60,29 +59,21 @@ def _quality(folder: Path, steps: int) -> dict[str, Any]:
     return quality
 
 
-def build_text_to_image_zoo(run: Path, data: Path, out: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Write the folder ``out`` (replaced as a whole); returns the provenance."""
-    recipe = TextRecipe.model_validate(provenance["recipe"])
+def fill_text_to_image_zoo(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Write everything but the provenance; returns what that says of it. ``given``: the settings of a `TextRecipe`."""
+    recipe = checked("recipe of", str(run), TextRecipe, given)
     emoji = read_emoji(data, recipe.size)
-    with replacing(out) as beside:
-        beside.mkdir(parents=True)
-        write_half_precision(run / "pipeline", beside / "pipeline")
-        for name in ("autoencoder-log.jsonl", "log.jsonl"):
-            shutil.copy(run / name, beside / f"training-{name}")
-        for domain in CLASSES:
-            shutil.copytree(train_evaluator(recipe, emoji, domain, run), beside / f"{domain}-classifier")
-        write_prompts(emoji, beside)
-        _write_forget_images(emoji, beside / "forget")
-        cards = {d: json.loads((beside / f"{d}-classifier" / "config.json").read_text()) for d in CLASSES}
-        provenance |= {
-            "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
-            "model_sha256": weights_sha256(load_backbone(beside / "pipeline").network),
-            "judges": cards,
-            "forget_images": f"at most {FORGET_IMAGES} of each style and kind, none of {SHARE_ALIKE} (share-alike)",
-            "guidance_scale": GUIDANCE_SCALE,
-            "licences": LICENCES,
-            "quality": [_quality(beside, steps) for steps in (12, 25)],
-            "versions": package_versions(),
-        }
-        (beside / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    return provenance
+    write_half_precision(run / "pipeline", folder / "pipeline")
+    for name in ("autoencoder-log.jsonl", "log.jsonl"):
+        shutil.copy(run / name, folder / f"training-{name}")
+    for domain in CLASSES:
+        shutil.copytree(train_evaluator(recipe, emoji, domain, run), folder / f"{domain}-classifier")
+    write_prompts(emoji, folder)
+    _write_forget_images(emoji, folder / "forget")
+    return {
+        "judges": {d: json.loads((folder / f"{d}-classifier" / "config.json").read_text()) for d in CLASSES},
+        "forget_images": f"at most {FORGET_IMAGES} of each style and kind, none of {SHARE_ALIKE} (share-alike)",
+        "guidance_scale": GUIDANCE_SCALE,
+        "licences": LICENCES,
+        "quality": [_quality(folder, steps) for steps in (12, 25)],
+    }

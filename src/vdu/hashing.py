@@ -1,4 +1,4 @@
-"""One SHA-256 for the files of a corpus, in the order in which they are read."""
+"""One SHA-256 for several files, in the order in which they are read."""
 
 from __future__ import annotations
 
