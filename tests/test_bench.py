@@ -4,9 +4,10 @@ import json
 
 import pytest
 from conftest import run_vdu
+from matplotlib.figure import Figure
 
 from vdu import VduError
-from vdu.bench.plots import plot
+from vdu.bench.plots import KINDS, plot
 from vdu.bench.tables import read_rows, render
 
 
@@ -30,13 +31,48 @@ def test_rows_carry_the_ratio_to_the_originals_distance(results):
     assert {r["u_fid_ratio"] for r in read_rows("some", results)} == {1.2 / 0.8}
 
 
+def _drawn(kind, results):
+    figure = Figure()
+    KINDS[kind](figure, "some", results)
+    return figure
+
+
+@pytest.mark.parametrize(("kind", "x"), [("frontier", 1.2 / 0.8), ("cost", 5.0)])
+def test_a_point_stands_for_every_run_under_the_name_of_its_method(results, kind, x):
+    figure = _drawn(kind, results)
+    points = {c.get_label(): c.get_offsets().tolist() for c in figure.axes[0].collections if len(c.get_offsets())}
+    assert points == {"ga": [[x, 40.0]] * 2, "vdu": [[x, 96.0]] * 2}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ga", "vdu"]
+
+
+def test_a_panel_for_each_method_shows_how_its_shares_moved(results):
+    panels = [axes for axes in _drawn("classes", results).axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["ga", "vdu"]
+    for axes in panels:
+        assert axes.images[0].get_array().tolist() == [[-28.0, 25.0, 3.0]] * 2
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "none"]
+
+
+def test_a_run_without_the_figure_is_no_point_and_no_part_of_a_mean(results):
+    path = results / "some" / "vdu-a-0.json"
+    content = json.loads(path.read_text())
+    content["row"] |= {"u_fid": float("nan"), "total_variation": float("nan")}
+    path.write_text(json.dumps(content))
+    assert sum(len(c.get_offsets()) for c in _drawn("frontier", results).axes[0].collections) == 3
+    cells = {line.split("|")[1].strip(): line for line in render("some", results, "table").splitlines() if "|" in line}
+    header, vdu = ([cell.strip() for cell in cells[name].split("|")] for name in ("method", "vdu"))
+    shown = dict(zip(header, vdu, strict=True))
+    assert (shown["u_fid"], shown["total_variation"]) == ("1.20, 1 of 2", "–")
+    assert shown["pul"] == "96.00 (96.00 … 96.00)"
+    assert "NaN" not in render("some", results, "json")
+
+
 @pytest.mark.parametrize("kind", ["frontier", "cost", "classes"])
-def test_every_plot_names_its_methods_and_is_the_same_file_again(results, tmp_path, kind):
+def test_every_plot_is_the_same_file_again(results, tmp_path, kind):
     first, second = tmp_path / "1.svg", tmp_path / "2.svg"
     plot(kind, "some", results, first)
     plot(kind, "some", results, second)
     assert first.read_bytes() == second.read_bytes()
-    assert b"vdu" in first.read_bytes()
 
 
 def test_an_unknown_plot_and_a_suite_without_results_are_one_line(results, tmp_path, monkeypatch, capsys):
@@ -60,6 +96,10 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
     assert sorted(r["forget_images"] for r in read_rows("some", results)) == [5, 10, 15, 20]
     plot("amount", "some", results, out)
     assert b"forget images (log scale)" in out.read_bytes()
+    lines = [line for axes in _drawn("amount", results).axes for line in axes.get_lines()]
+    ends = [line.get_xydata().flatten().tolist() for line in lines if line.get_marker() == "o"]
+    ratio = 1.2 / 0.8
+    assert ends == [[5, 40, 15, 96], [10, 40, 20, 96], [5, ratio, 15, ratio], [10, ratio, 20, ratio]]
 
 
 def test_a_table_of_some_targets_is_made_of_their_rows_only(results):

@@ -255,6 +255,6 @@ def test_tables_are_made_from_result_files(tmp_path):
     assert json.loads(render("some", tmp_path, "json")) == [row | {"u_fid_oracle": None}]
     table = render("some", tmp_path, "table")
     assert "97.50" in table
-    assert "not measured" in table
+    assert "| –" in table
     with pytest.raises(VduError, match="no results"):
         render("other", tmp_path, "table")

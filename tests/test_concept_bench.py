@@ -150,7 +150,7 @@ def test_tables_plots_and_the_list_know_them(results, tmp_path, monkeypatch, cap
     assert "| (original)" in out
     assert "UA of target" in out
     finetune = next(line for line in out.splitlines() if line.startswith("| finetune, with prompt"))
-    assert "not measured" not in finetune.split("|")[3]
+    assert "–" not in finetune.split("|")[3]
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results, "--format", "json")
     assert {row["method"] for row in json.loads(out)} == {"ga", "finetune, with prompt"}
     for kind, code_expected in (("frontier", 0), ("cost", 0), ("classes", 2)):

@@ -1,10 +1,15 @@
 """The guard and the loop: what is handed out is the best sound step, never just the last."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
-from vdu.guard import Guard
+from vdu import VduError
+from vdu.guard import Check, Guard
 from vdu.loop import run_loop
+from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
 from vdu.objective import MethodSettings, Objective
 from vdu.preparation import Preparation
@@ -87,6 +92,51 @@ def test_the_guards_figures_of_the_original_are_no_change(backbone, forget, seed
         assert check.diversity == pytest.approx(1)
         assert check.forget_share == guard.forget_share
         assert not check.broken
+
+
+def test_a_look_at_broken_samples_has_no_score_and_is_worse_than_any(backbone, forget):
+    def judge(images):
+        assert torch.isfinite(images).all()
+        return torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images), dtype=torch.bool)
+
+    guard, network = _guard(backbone, forget, judge), backbone.trainable_copy()
+    network.conv_out.bias.data.fill_(float("nan"))
+    check = guard.check(network, 2)
+    assert check.broken
+    assert check.score is check.change is None
+    assert check.rank > guard.start().rank
+    assert Check(**json.loads(json.dumps(asdict(check), allow_nan=False))) == check
+
+
+def test_a_run_that_breaks_at_once_hands_the_original_back_and_its_record_is_json(backbone, forget, tmp_path):
+    """A learning rate that blows the network up: loss and gradient of the step are finite, the samples are not."""
+
+    def judge(images):
+        return torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images), dtype=torch.bool)
+
+    settings = MethodSettings(steps=4, guard_every_steps=1, learning_rate=1e30, stop_share=None)
+    guard, network = _guard(backbone, forget, judge), backbone.trainable_copy()
+    outcome = run_loop(network, Objective(0.0, _Drift(backbone)), settings, guard, state_folder=tmp_path)
+    assert "rolled back to step 0" in outcome.stop_reason
+    assert [c.score is None for c in outcome.checks] == [False, True]
+    assert _same(outcome.network, backbone)
+    json.dumps([asdict(c) for c in outcome.checks], allow_nan=False)
+    json.loads((tmp_path / "records.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_cosine_schedule_is_half_a_cosine_from_the_rate_to_nothing(backbone):
+    settings = {"steps": 4, "guard_every_steps": 0, "learning_rate": 1e-3}
+    rates = {
+        name: [r.learning_rate for r in _run(backbone, None, _Drift(backbone), schedule=name, **settings).history]
+        for name in ("constant", "cosine")
+    }
+    assert rates["constant"] == [1e-3] * 4
+    assert rates["cosine"] == pytest.approx([1e-3, 8.5355e-4, 5e-4, 1.46447e-4], rel=1e-4)
+
+
+def test_a_setting_that_is_no_number_is_refused():
+    with pytest.raises(VduError, match="cap=inf"):
+        make_settings(find_method("capped-ascent"), {"cap": float("inf")})
 
 
 def test_without_a_guard_the_last_step_is_handed_out(backbone, forget):

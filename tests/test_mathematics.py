@@ -8,13 +8,20 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bayes_target import retained_output
+from vdu.bayes_target import BayesTarget, retained_output
+from vdu.discriminator import Discriminator
 from vdu.metrics import frechet_distance, kernel_distance, pul, share_interval
+from vdu.noised_bank import NoisedBank
+from vdu.noising import draw
 from vdu.plasticity import Ascent, Guided, elbo_weight
 from vdu.posterior import Posterior, isotropic, welford
 from vdu.responsibility import best_bin_share
 from vdu.sampling import sample
-from vdu.stability import WeightStability
+from vdu.stability import OutputStability, WeightStability
+
+
+def _normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -161,6 +168,63 @@ def test_elbo_weight_is_the_formula_up_to_scale(backbone):
     beta, alpha = scheduler.betas, scheduler.alphas
     naive = beta**2 / (2 * beta * alpha * (1 - backbone.alpha_bar))
     torch.testing.assert_close(elbo_weight(backbone.alpha_bar), naive / naive.mean(), rtol=1e-3, atol=1e-5)
+
+
+class _Saying(torch.nn.Module):
+    """A network that predicts what ``backbone``'s is to predict, of what ``score`` says as ε."""
+
+    def __init__(self, score, backbone):
+        super().__init__()
+        self.score, self.backbone = score, backbone
+
+    def forward(self, x_t, t):
+        return SimpleNamespace(sample=self.backbone.from_eps(self.score(x_t, t).sample, x_t, t))
+
+
+KINDS = ("epsilon", "v_prediction", "sample")
+
+
+def test_the_elbo_is_the_same_whatever_the_network_predicts(forget):
+    losses = []
+    for kind in KINDS:
+        b = load_backbone(make_pipeline(kind))
+        network = _Saying(_GaussianScore(0.3, b.alpha_bar), b)
+        losses.append(Ascent(b, forget, "elbo")(network, 64, torch.Generator().manual_seed(0)).item())
+    noised, total = draw(b, forget, 64, torch.Generator().manual_seed(0)), 0.0
+    for i in range(64):
+        error = (network.score(noised.x_t[i : i + 1], noised.t[i : i + 1]).sample - noised.eps[i : i + 1]).detach()
+        total -= float(elbo_weight(b.alpha_bar)[noised.t[i]] * error.pow(2).mean()) / 64
+    assert losses == pytest.approx([total] * 3, rel=1e-3)
+
+
+def test_the_bayes_target_is_the_same_score_whatever_the_network_predicts():
+    t, x_t, features = torch.arange(15, 50), _normal(35, 1, 8, 8), _normal(35, 3, seed=1)
+    torch.manual_seed(0)
+    head, targets = Discriminator(3).eval(), []
+    for kind in KINDS:
+        b = load_backbone(make_pipeline(kind))
+        original, undesired = (_Saying(_GaussianScore(mean, b.alpha_bar), b) for mean in (0.0, 1.0))
+        said = original(x_t, t).sample.half()
+        bank = NoisedBank(35, 1, x_t, t, t / 50, said, said, features, features)
+        term = BayesTarget(b, bank, head, None, undesired)
+        targets.append(b.to_eps(term.target.float(), x_t, t))
+        assert (targets[-1] - b.to_eps(said.float(), x_t, t)).abs().max() > 0.1
+    for target in targets[1:]:
+        torch.testing.assert_close(target, targets[0], atol=1e-2, rtol=1e-2)
+
+
+def test_output_stability_is_the_distance_to_the_originals_output(backbone, forget):
+    network, total = load_backbone(make_pipeline(seed=1)).network, 0.0
+    noised = draw(backbone, forget, 5, torch.Generator().manual_seed(0))
+    for x_t, t in zip(noised.x_t.split(1), noised.t, strict=True):
+        with torch.no_grad():
+            total += float((network(x_t, t).sample - backbone.network(x_t, t).sample).pow(2).mean()) / 5
+    stability = OutputStability(backbone, forget)
+    assert stability(network, 5, torch.Generator().manual_seed(0)).item() == pytest.approx(total, rel=1e-4)
+    assert total > 0
+    assert stability(backbone.trainable_copy(), 5, torch.Generator().manual_seed(0)).item() == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_capped_ascent_has_no_gradient_beyond_the_cap(backbone, forget):

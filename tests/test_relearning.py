@@ -12,7 +12,7 @@ from vdu import VduError, relearn
 from vdu.backbone import weights_sha256
 from vdu.evaluation import Sampler
 from vdu.noising import Clean, draw
-from vdu.relearning import Relearning, looks, steps_to_return, trained_further
+from vdu.relearning import Relearning, looks, ratio_to_oracle, steps_to_return, trained_further
 from vdu.seeding import generator
 
 WHITE = torch.ones(4, 1, 8, 8)
@@ -34,6 +34,14 @@ def test_the_class_is_back_at_the_first_look_with_half_its_share():
     assert steps_to_return(curve, 10.0) == 10
     assert steps_to_return(curve, 9.8) == 5
     assert steps_to_return(curve, 11.0) is None
+
+
+def test_the_ratio_to_the_oracle_is_none_where_there_is_nothing_to_divide():
+    assert ratio_to_oracle({"unlearned": 5, "oracle": 20}) == 0.25
+    assert ratio_to_oracle({"unlearned": 0, "oracle": 20}) == 0
+    for returned in ({"unlearned": 5}, {"unlearned": None, "oracle": 5}, {"unlearned": 5, "oracle": None}):
+        assert ratio_to_oracle(returned) is None
+    assert ratio_to_oracle({"unlearned": 5, "oracle": 0}) is None
 
 
 def test_training_further_is_adam_on_the_denoising_loss(backbone, forget):
@@ -62,6 +70,8 @@ def test_white_images_come_back_and_the_models_are_left_alone(backbone):
     assert shares[0] == record["original"]["share"]["value"]
     assert shares[-1] > shares[0] + 10
     assert record["curves"]["oracle"] == record["curves"]["unlearned"]
+    assert record["steps_to_return"] == {"unlearned": 0, "oracle": 0}
+    assert record["ratio_to_oracle"] is None
     assert weights_sha256(backbone.network) == before == record["sha256"]["unlearned"]
 
 
@@ -87,7 +97,11 @@ def test_the_command_prints_a_curve_and_writes_it_once(tmp_path, monkeypatch, ca
     code, said, err = run_vdu(monkeypatch, capsys, *command, "--out", out)
     assert code == 0, err
     assert "half of the original's share is back at step 0" in said
+    assert "ratio" not in said
     assert [look["step"] for look in json.loads(out.read_text())["curves"]["unlearned"]] == [0, 2]
     code, _, err = run_vdu(monkeypatch, capsys, *command, "--out", out)
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert "--overwrite" in err
+    code, said, err = run_vdu(monkeypatch, capsys, *command, "--oracle", model)
+    assert code == 0, err
+    assert "ratio to the oracle: not measured" in said

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vdu.grids import PAIR_GAP, before_after, image_grid, png_data_uri
 from vdu.model_card import write_model_card
-from vdu.report import number, percent, verdict, write_report
+from vdu.report import figure_rows, number, percent, verdict, write_report
 
 SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
 
@@ -145,6 +145,21 @@ def test_verdict_of_lost_quality(
     assert said in sentence
     assert "; but " in sentence
     assert "kept their quality" not in sentence
+
+
+def test_few_samples_are_named_beside_the_distance_that_they_spoil(
+    tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    enough, few = (evaluation | {"u_fid_samples": count} for count in (640, 262))
+    rough = "u-FID 3.10, original 3.00, both rough: only 262 samples for 64 features"
+    assert rough in verdict(unlearning, few)
+    assert "kept their quality" in verdict(unlearning, few)
+    assert rough.replace("3.10", "9.00") in verdict(unlearning, few | {"u_fid": 9.0})
+    assert "rough" not in verdict(unlearning, enough)
+    labels = [[row.label for row in figure_rows(e)] for e in (evaluation, enough, few, few | {"u_fid": None})]
+    assert ["u-FID (rough: 262 samples)" in names for names in labels] == [False, False, True, False]
+    assert "too large for both models" in _render(tmp_path, unlearning, few)
+    assert "too large for both models" not in _render(tmp_path, unlearning, enough)
 
 
 def test_verdict_claims_nothing_that_was_not_measured(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:

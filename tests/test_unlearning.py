@@ -66,7 +66,7 @@ def test_same_seed_gives_the_same_tensors_and_the_result_round_trips(method, for
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
-def test_other_prediction_types_are_unlearned_too(kind, forget):
+def test_other_prediction_types_run_through(kind, forget):
     result = unlearn(make_pipeline(kind), forget, settings=SHORT, share=0.2, precision="fp32")
     assert result.record["history"]
     assert all(math.isfinite(h["loss"]) for h in result.record["history"])
@@ -89,23 +89,6 @@ def test_the_stages_of_the_preparation_are_told_before_the_first_step(forget):
     assert told[-len(steps) :] == steps
     for said in ("sampling the original, 12 images", "undesired part", "score of the forget images, 3 steps", "guard"):
         assert any(said in stage for stage in told[: -len(steps)]), told
-
-
-def test_only_the_chosen_parameters_move(forget):
-    result = _forget(forget, "guided", settings={"parameters": "mid_block.*", "learning_rate": 1e-6})
-    before = dict(result.original.network.named_parameters())
-    moved = {n for n, p in result.pipeline.unet.named_parameters() if not torch.equal(p, before[n])}
-    assert moved
-    assert all(name.startswith("mid_block.") for name in moved)
-
-
-def test_resume_equals_uninterrupted(forget, tmp_path, monkeypatch):
-    whole = _forget(forget)
-    with interrupted_after_state(monkeypatch):
-        _forget(forget, state_folder=tmp_path)
-    resumed = _forget(forget, state_folder=tmp_path)
-    assert resumed.record["result_sha256"] == whole.record["result_sha256"]
-    assert len(resumed.record["history"]) == 4
 
 
 def _folder(tmp_path: Path, count: int = 3) -> Path:

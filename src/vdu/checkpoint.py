@@ -102,9 +102,9 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write one JSON file atomically."""
+    """Write one JSON file atomically. What could not be measured is None: NaN is no JSON, and a `ValueError` here."""
     with replacing(path) as beside:
-        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

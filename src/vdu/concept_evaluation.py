@@ -25,8 +25,6 @@ from vdu.provenance import code_commit, package_versions
 
 __all__ = ["ConceptEvaluation", "evaluate_concept"]
 
-FEWEST_FOR_FEATURES = 100
-
 
 @dataclass(frozen=True)
 class ConceptEvaluation:
@@ -70,7 +68,7 @@ class _Comparison:
     def _distances(self, before: Drawn, after: Drawn) -> dict[str, float | None]:
         """Fréchet and kernel distance of prompts without the target, to the original's samples of the same seeds."""
         kept = ~self.wanted(before)
-        if before.features is None or after.features is None or int(kept.sum()) < FEWEST_FOR_FEATURES:
+        if before.features is None or after.features is None or int(kept.sum()) < metrics.FEWEST_SAMPLES:
             return {"fid_to_original": None, "kid_to_original": None}
         a, b = after.features[kept], before.features[kept]
         return {"fid_to_original": metrics.frechet_distance(a, b), "kid_to_original": metrics.kernel_distance(a, b)}

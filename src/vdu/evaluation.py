@@ -23,7 +23,7 @@ from vdu.sampling import DEFAULT_STEPS, SAMPLER, sample
 
 __all__ = ["Evaluation", "Sampler", "evaluate", "figures", "load_alike"]
 
-FEWEST_FOR_FEATURES = 100
+DISTANCES = ("u_fid", "kid", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,41 @@ def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rej
     }
 
 
-def _feature_figures(before: Detection, after: Detection, real: Tensor | None, target: int) -> dict[str, float | None]:
-    """u-FID, KID, precision, recall of all samples that are not of the target, original and unlearned alike."""
-    names = ("u_fid", "kid", "precision", "recall")
-    figures: dict[str, float | None] = dict.fromkeys([*names, *(f"{n}_original" for n in names)])
-    for suffix, detection in (("", after), ("_original", before)):
-        if real is None or detection.features is None:
-            continue
-        features = detection.features[detection.predicted != target]
-        if len(features) < FEWEST_FOR_FEATURES:
-            continue
-        precision, recall = metrics.precision_recall(features, real)
-        figures[f"u_fid{suffix}"] = metrics.frechet_distance(features, real)
-        figures[f"kid{suffix}"] = metrics.kernel_distance(features, real)
-        figures[f"precision{suffix}"], figures[f"recall{suffix}"] = precision, recall
-    return figures
+def _retained(detection: Detection, target: int) -> Tensor | None:
+    """Features ``(N, D)`` of the samples that are not of the target."""
+    return None if detection.features is None else detection.features[detection.predicted != target]
+
+
+def _distances(samples: metrics.Features, real: metrics.Features, drawn: metrics.Features) -> dict[str, float | None]:
+    """The four figures of one model's samples; ``drawn``: as many of ``real``, for precision and recall."""
+    found = (
+        metrics.frechet_distance(samples, real),
+        metrics.kernel_distance(samples, real),
+        *metrics.precision_recall(samples, drawn),
+    )
+    return dict(zip(DISTANCES, found, strict=True))
+
+
+def _feature_figures(
+    before: Detection, after: Detection, oracle: Detection | None, reference: Reference | None, target: int
+) -> dict[str, float | None]:
+    """u-FID, KID, precision, recall of what is not of the target, original and unlearned alike; the oracle's u-FID.
+
+    The Fréchet distance of few samples is too large, so all are measured on the first ``u_fid_samples`` retained ones,
+    as many as the model with the fewest has.
+    """
+    names = (*DISTANCES, *(f"{name}_original" for name in DISTANCES), "u_fid_oracle", "u_fid_samples")
+    figures: dict[str, float | None] = dict.fromkeys(names)
+    seen = [after, before] if oracle is None else [after, before, oracle]
+    sets = [kept for detection in seen if (kept := _retained(detection, target)) is not None]
+    count = min((len(kept) for kept in sets), default=0)
+    if reference is None or len(sets) < len(seen) or count < metrics.FEWEST_SAMPLES:
+        return figures
+    real = metrics.Features(reference.retained(target))
+    first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
+    figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}
+    figures |= {f"{name}_original": value for name, value in _distances(first[1], real, drawn).items()}
+    return figures | {"u_fid_oracle": metrics.frechet_distance(first[2], real) if oracle is not None else None}
 
 
 def figures(
@@ -109,11 +129,14 @@ def figures(
     classes: int,
     reference: Reference | None = None,
     rejects: bool = True,
+    oracle: Detection | None = None,
 ) -> dict[str, Any]:
-    """All figures of the protocol from two detections of paired samples. ``rejects``: as of `Detector`."""
-    real = reference.retained(target) if reference is not None else None
+    """All figures of the protocol from two detections of paired samples and, where there is one, the oracle's.
+
+    ``rejects``: as of `Detector`.
+    """
     shares = _class_figures(before.predicted, after.predicted, target, classes, rejects)
-    return shares | _feature_figures(before, after, real, target)
+    return shares | _feature_figures(before, after, oracle, reference, target)
 
 
 def evaluate(
@@ -144,14 +167,11 @@ def evaluate(
     record = _heading(first, second, judge, target, sampler, reference)
     same = record["original_sha256"] == record["unlearned_sha256"]
     after = before if same else sampler.draw(second)
-    seen_before, seen_after = judge(before), judge(after)
-    record |= figures(seen_before, seen_after, index, len(judge.class_names), reference, judge.rejects)
-    record["u_fid_oracle"] = None
-    if third is not None and reference is not None:
-        seen = judge(sampler.draw(third))
-        record["u_fid_oracle"] = _feature_figures(seen, seen, reference.retained(index), index)["u_fid"]
+    seen = judge(before), judge(after)
+    ideal = None if third is None else judge(sampler.draw(third))
+    record |= figures(*seen, index, len(judge.class_names), reference, judge.rejects, ideal)
     record["seconds"] = round(time.monotonic() - started, 2)
-    return Evaluation(record, before, after, (seen_before.predicted == index).tolist())
+    return Evaluation(record, before, after, (seen[0].predicted == index).tolist())
 
 
 def load_alike(first: Backbone, model: Any) -> Backbone:

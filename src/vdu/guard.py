@@ -13,6 +13,7 @@ What a judge goes by: `vdu.judge`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,15 +34,20 @@ TOLERATED_DIVERSITY_LOSS = 0.05
 
 @dataclass(frozen=True)
 class Check:
-    """One look at the network. Shares are in 0 … 1."""
+    """One look at the network. Shares are in 0 … 1; change and score None where the samples are not finite."""
 
     step: int
     forget_share: float
     none_share: float
     diversity: float
-    change: float
-    score: float
+    change: float | None
+    score: float | None
     broken: bool
+
+    @property
+    def rank(self) -> float:
+        """The score to compare by: without one a look is worse than any."""
+        return math.inf if self.score is None else self.score
 
 
 def _spread(images: Tensor) -> float:
@@ -91,11 +97,12 @@ class Guard:
         return self._scored(step, self._sample(network))
 
     def _scored(self, step: int, images: Tensor, shares: tuple[float, float] | None = None) -> Check:
-        if not torch.isfinite(images).all():
-            return Check(step, 1.0, 1.0, 0.0, float("inf"), float("inf"), True)
-        forget, none = shares or self._shares(images)
         diversity = _spread(images) / self.diversity
         change = float((images - self.original).pow(2).mean().sqrt())
+        # Pixels that are finite may still be too large to be squared.
+        if not math.isfinite(diversity) or not math.isfinite(change):
+            return Check(step, 1.0, 1.0, 0.0, None, None, True)
+        forget, none = shares or self._shares(images)
         rise = max(0.0, none - self.none_share)
         score = forget + max(0.0, rise - TOLERATED_NONE_RISE) + max(0.0, 1 - TOLERATED_DIVERSITY_LOSS - diversity)
         # What was undesired may become something that the model did not make before, but not most of all samples.

@@ -109,8 +109,8 @@ class _Run:
         assert self.guard is not None
         check = self.guard.check(self.average.eval(), step) if step else self.guard.start()
         self.network.train()
-        sound = [c.score for c in self.checks if not c.broken]
-        if not check.broken and (not sound or check.score <= min(sound)):
+        sound = [c.rank for c in self.checks if not c.broken]
+        if not check.broken and (not sound or check.rank <= min(sound)):
             self.best.load_state_dict(self.average.state_dict())
         self.checks.append(check)
         return check
@@ -119,7 +119,7 @@ class _Run:
         if self.guard is None:
             return self.history[-1].step if self.history else 0
         sound = [c for c in self.checks if not c.broken]
-        return min(sound, key=lambda c: (c.score, -c.step)).step if sound else 0
+        return min(sound, key=lambda c: (c.rank, -c.step)).step if sound else 0
 
     def modules(self) -> dict[str, nn.Module]:
         named = {"network": self.network, "average": self.average, "best": self.best}
@@ -129,7 +129,7 @@ class _Run:
     def save(self, folder: Path, step: int, identity: str) -> None:
         with replacing(folder / "records.json") as beside:
             records = {"history": [asdict(r) for r in self.history], "checks": [asdict(c) for c in self.checks]}
-            beside.write_text(json.dumps(records))
+            beside.write_text(json.dumps(records, allow_nan=False))
         save_state(folder / "state.safetensors", step, self.modules(), self.optimizer, identity)
 
     def load(self, folder: Path, identity: str) -> int:

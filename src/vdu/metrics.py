@@ -3,13 +3,14 @@
 PUL        100 (N_orig − N_unl) / N_orig, paired bootstrap over seeds
 Fréchet    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)            (Heusel et al., arXiv 1706.08500)
 KID        unbiased MMD² with k(x, y) = (xᵀy / D + 1)³                      (Bińkowski et al., arXiv 1801.01401)
-precision  share of samples inside the k-NN balls of real features; recall the other way
+precision  share of samples inside the k-NN balls of as many real features; recall the other way
            (Kynkäänniemi et al., arXiv 1904.06991)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from vdu.seeding import generator
 
 __all__ = [
+    "FEWEST_SAMPLES",
+    "Features",
     "Interval",
     "class_shares",
     "frechet_distance",
@@ -29,6 +32,9 @@ __all__ = [
 ]
 
 BOOTSTRAP_DRAWS = 2000
+FEWEST_SAMPLES = 100  # under it no distance between features is given
+NEIGHBOURS = 3
+ROWS_AT_ONCE = 1024  # of a matrix of all pairs, which never stands in memory as a whole
 
 
 @dataclass(frozen=True)
@@ -86,55 +92,113 @@ def class_shares(predicted: Tensor, classes: int) -> list[float]:
     return (100 * counts.double() / len(predicted)).tolist()
 
 
-def total_variation(before: list[float], after: list[float]) -> float:
-    """Half the L1 distance of two distributions (normalised here), in percent."""
+def total_variation(before: list[float], after: list[float]) -> float | None:
+    """Half the L1 distance of two distributions (normalised here), in percent; None where one of them is empty."""
     p, q = torch.tensor(before).double(), torch.tensor(after).double()
+    if not p.sum() > 0 or not q.sum() > 0:
+        return None
     return float(50 * (p / p.sum() - q / q.sum()).abs().sum())
 
 
-def paired_changes(before: Tensor, after: Tensor, target: int) -> float:
-    """Percent of the samples that were *not* of the target (nor none) and changed class, seed by seed."""
+def paired_changes(before: Tensor, after: Tensor, target: int) -> float | None:
+    """Percent of the samples that were *not* of the target (nor none) and changed class, seed by seed.
+
+    None where there was no such sample.
+    """
     kept = (before != target) & (before >= 0)
-    return float(100 * (after[kept] != before[kept]).double().mean()) if kept.any() else float("nan")
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    x = features.double()
-    return x.mean(0), torch.cov(x.T)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to features ``(N, D)`` and ``(M, D)``."""
-    (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((mean_a - mean_b).pow(2).sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    return float(100 * (after[kept] != before[kept]).double().mean()) if kept.any() else None
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared MMD with the cubic polynomial kernel (KID) of features ``(N, D)`` and ``(M, D)``."""
-    a, b = a.double(), b.double()
-    n, m = len(a), len(b)
-    k_aa, k_bb = _kernel(a, a), _kernel(b, b)
-    within_a = (k_aa.sum() - k_aa.trace()) / (n * (n - 1))
-    within_b = (k_bb.sum() - k_bb.trace()) / (m * (m - 1))
-    return float(within_a + within_b - 2 * _kernel(a, b).mean())
+def _mean_kernel(a: Tensor, b: Tensor) -> float:
+    total = sum(float(_kernel(part, b).sum()) for part in a.split(ROWS_AT_ONCE))
+    return total / (len(a) * len(b))
 
 
-def _covered(centres: Tensor, points: Tensor, k: int) -> float:
-    """Percent of ``points`` that lie in some centre's ball, whose radius is its k-th neighbour's distance."""
-    radius = torch.cdist(centres, centres).kthvalue(k + 1, dim=1).values
-    inside = (torch.cdist(points, centres) <= radius).any(dim=1)
+class Features:
+    """Features ``(N, D)`` in float64, and what distances need of them alone, which is computed once."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows.double()
+
+    @staticmethod
+    def of(rows: Features | Tensor) -> Features:
+        """A bare tensor is used once."""
+        return rows if isinstance(rows, Features) else Features(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def drawn(self, count: int) -> Features:
+        """``count`` of them, always the same, and from all over them: folders come class by class."""
+        if count >= len(self):
+            return self
+        return Features(self.rows[torch.randperm(len(self), generator=generator(0, "features"))[:count]])
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean ``(D,)`` and covariance ``(D, D)``."""
+        return self.rows.mean(0), torch.cov(self.rows.T)
+
+    @cached_property
+    def mean_kernel(self) -> float:
+        """KID's kernel, mean over all pairs of different rows."""
+        n = len(self)
+        diagonal = ((self.rows.pow(2).sum(1) / self.rows.shape[1] + 1) ** 3).sum()
+        return (n * n * _mean_kernel(self.rows, self.rows) - float(diagonal)) / (n * (n - 1))
+
+    @cached_property
+    def radius(self) -> Tensor:
+        """Distance ``(N,)`` of each row's third nearest neighbour."""
+        parts = self.rows.split(ROWS_AT_ONCE)
+        # The nearest is the row itself.
+        return torch.cat([torch.cdist(part, self.rows).kthvalue(NEIGHBOURS + 1, dim=1).values for part in parts])
+
+
+def frechet_distance(a: Features | Tensor, b: Features | Tensor) -> float | None:
+    """Fréchet distance of the Gaussians fitted to features ``(N, D)`` and ``(M, D)``; for like N only comparable.
+
+    None where N or M is no more than D, of which no covariance can be told.
+    """
+    a, b = Features.of(a), Features.of(b)
+    if min(len(a), len(b)) <= a.rows.shape[1]:
+        return None
+    (mean_a, cov_a), (mean_b, cov_b) = a.moments, b.moments
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).pow(2).sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def kernel_distance(a: Features | Tensor, b: Features | Tensor) -> float | None:
+    """Unbiased squared MMD with the cubic polynomial kernel (KID) of features ``(N, D)`` and ``(M, D)``.
+
+    None where either is a single one.
+    """
+    a, b = Features.of(a), Features.of(b)
+    if min(len(a), len(b)) < 2:
+        return None
+    return a.mean_kernel + b.mean_kernel - 2 * _mean_kernel(a.rows, b.rows)
+
+
+def _covered(centres: Features, points: Features) -> float:
+    """Percent of ``points`` that lie in some centre's ball, whose radius is its third nearest neighbour's distance."""
+    parts = points.rows.split(ROWS_AT_ONCE)
+    inside = torch.cat([(torch.cdist(part, centres.rows) <= centres.radius).any(dim=1) for part in parts])
     return float(100 * inside.double().mean())
 
 
-def precision_recall(samples: Tensor, real: Tensor, k: int = 3) -> tuple[float, float]:
-    """k-NN manifold precision and recall in percent of sample and real features."""
+def precision_recall(samples: Features | Tensor, real: Features | Tensor) -> tuple[float | None, float | None]:
+    """k-NN manifold precision and recall (k = 3) in percent of sample and real features, as many of each.
+
+    None where there are no more than k of either.
+    """
+    samples, real = Features.of(samples), Features.of(real)
     n = min(len(samples), len(real))
-    samples, real = samples[:n].double(), real[:n].double()
-    return _covered(real, samples, k), _covered(samples, real, k)
+    if n <= NEIGHBOURS:
+        return None, None
+    samples, real = samples.drawn(n), real.drawn(n)
+    return _covered(real, samples), _covered(samples, real)

@@ -46,7 +46,7 @@ class MethodSettings(BaseModel):
     every single weight, which a LoRA does not have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     needs: ClassVar[tuple[str, ...]] = ("forget",)
     takes: ClassVar[tuple[str, ...]] = ()
     holds_weights: ClassVar[bool] = False

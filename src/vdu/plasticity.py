@@ -5,8 +5,9 @@
     guided   A =  E ‖f_θ − [f_* + η (f_* − f_f)](x_t, t)‖²                bounded, with a fixed point
 
 ``f`` is what the network itself predicts (ε, v or x_0) and ``y`` its regression target; all three are affine in ε for
-a given ``x_t``, so combinations with coefficients that sum to one mean the same in each. ``f_*`` is the frozen
-original, ``f_f`` the score of the forget set. Panda et al., arXiv 2510.04058 (ascent); the guided form has ESD's fixed
+a given ``x_t``, so combinations with coefficients that sum to one mean the same in each. The ELBO's weights are of the
+error in ε, ``‖ε − ε_θ‖²``, whatever the network predicts. ``f_*`` is the frozen original, ``f_f`` the score of the
+forget set. Panda et al., arXiv 2510.04058 (ascent); the guided form has ESD's fixed
 point (Gandikota et al., arXiv 2303.07345) with a score in place of a prompt.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.denoising import prediction_error
 from vdu.noising import Clean, draw
 
 __all__ = ["Ascent", "Guided", "Term", "elbo_weight"]
@@ -39,15 +41,16 @@ class Ascent:
         self, backbone: Backbone, forget: Clean | Tensor, weighting: str = "simple", cap: float = float("inf")
     ) -> None:
         self.backbone, self.forget, self.cap = backbone, forget, cap
-        elbo = elbo_weight(backbone.alpha_bar)
-        self.weight = elbo if weighting == "elbo" else torch.ones_like(elbo)
+        self.weight = elbo_weight(backbone.alpha_bar) if weighting == "elbo" else None
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """A on a random batch; a scalar."""
         noised = draw(self.backbone, self.forget, batch_size, g)
-        target = self.backbone.from_eps(noised.eps, noised.x_t, noised.t)
-        error = (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
-        return -(self.weight.to(noised.t.device)[noised.t] * error.clamp(max=self.cap)).mean()
+        if self.weight is None:
+            return -prediction_error(self.backbone, network, noised).clamp(max=self.cap).mean()
+        predicted = self.backbone.predict_eps(network, noised.x_t, noised.t, noised.c)
+        error = (predicted - noised.eps).pow(2).mean(dim=(1, 2, 3)).clamp(max=self.cap)
+        return -(self.weight.to(noised.t.device)[noised.t] * error).mean()
 
 
 class Guided:

@@ -28,8 +28,10 @@ class Prompts:
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
 
     def __post_init__(self) -> None:
-        if not self.guidance_scale >= 1:
-            raise VduError(f"the guidance scale must be at least 1 (no guidance), not {self.guidance_scale}")
+        if not 1 <= self.guidance_scale < float("inf"):
+            raise VduError(
+                f"the guidance scale must be a number of at least 1 (no guidance), not {self.guidance_scale}"
+            )
         if not self.neutral:
             raise VduError("no neutral prompt: give at least one, or leave them out for the empty prompt")
 

@@ -3,12 +3,15 @@
     θ_{k+1} = θ_k − Adam(∇_θ E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t)‖²),   s_k = share of the class in samples of θ_k
     steps to return = the first k looked at with s_k ≥ ½ s_original
 
-A model that hides a class has it back in fewer steps than one that never saw it, the oracle: the ratio tells. Without
-an oracle, models compare with each other only: every model learns the class in the end.
+    ratio to the oracle = steps of the unlearned model / steps of one that never saw the class
+
+1 means forgotten, far under 1 hidden. Without an oracle, models compare with each other only: every model learns the
+class in the end.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,7 +32,7 @@ from vdu.precision import autocast
 from vdu.provenance import code_commit, package_versions
 from vdu.seeding import generator
 
-__all__ = ["Relearning", "looks", "relearn", "steps_to_return", "trained_further"]
+__all__ = ["Relearning", "looks", "ratio_to_oracle", "relearn", "steps_to_return", "trained_further"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def steps_to_return(curve: list[dict[str, Any]], share_original: float) -> int |
     return next(back, None)
 
 
+def ratio_to_oracle(returned: dict[str, int | None]) -> float | None:
+    """Steps to return, the unlearned model's over the oracle's.
+
+    None without an oracle, where either never returned, and where the oracle makes the class untrained.
+    """
+    unlearned, oracle = returned["unlearned"], returned.get("oracle")
+    return None if unlearned is None or not oracle else unlearned / oracle
+
+
 def _opened(original: Any, unlearned: Any, oracle: Any) -> tuple[Backbone, dict[str, Backbone]]:
     first = original if isinstance(original, Backbone) else load_backbone(original)
     if first.prompts is not None:
@@ -107,37 +119,39 @@ def relearn(
     an unknown class, a learning rate that is not positive, or a class that the original never makes.
     """
     started, settings, sampler = time.monotonic(), settings or Relearning(), sampler or Sampler(count=500)
-    if not settings.learning_rate > 0:
+    if not 0 < settings.learning_rate < math.inf:
         raise VduError(f"the learning rate must be positive, not {settings.learning_rate}")
     judge = load_detector(detector)
     index = judge.class_index(target)
     first, models = _opened(original, unlearned, oracle)
     images = load_image_set(forget, first.shape)
-
-    def seen(name: str, look: dict[str, Any]) -> dict[str, Any]:
-        if on_look:
-            on_look(name, look)
-        return look
-
-    before = seen("original", {"step": 0} | _shares(sampler.draw(first), judge, index))
+    told = on_look or (lambda name, look: None)
+    before = {"step": 0} | _shares(sampler.draw(first), judge, index)
+    told("original", before)
     if not before["share"]["value"]:
         raise VduError(f"the original makes no {target!r} in {sampler.count} samples: there is nothing to come back")
-    curves = {
-        name: [
-            seen(name, {"step": step} | _shares(sampler.draw(backbone, network), judge, index))
-            for step, network in trained_further(backbone, images.images, settings, sampler.precision)
-        ]
-        for name, backbone in models.items()
-    }
-    return _heading(first, models, judge, sampler) | {
-        "target": target,
-        "forget": images.record(),
-        "settings": asdict(settings),
-        "original": before,
-        "curves": curves,
-        "steps_to_return": {name: steps_to_return(c, before["share"]["value"]) for name, c in curves.items()},
-        "seconds": round(time.monotonic() - started, 2),
-    }
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    for name, backbone in models.items():
+        for look in _looked_at(backbone, images.images, settings, sampler, judge, index):
+            told(name, look)
+            curves[name].append(look)
+    record = _heading(first, models, judge, sampler) | {"target": target, "forget": images.record()}
+    record |= {"settings": asdict(settings)} | _outcome(before, curves)
+    return record | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _looked_at(
+    backbone: Backbone, images: Tensor, settings: Relearning, sampler: Sampler, judge: Detector, target: int
+) -> Iterator[dict[str, Any]]:
+    """Step and shares at each look."""
+    for step, network in trained_further(backbone, images, settings, sampler.precision):
+        yield {"step": step} | _shares(sampler.draw(backbone, network), judge, target)
+
+
+def _outcome(before: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    returned = {name: steps_to_return(curve, before["share"]["value"]) for name, curve in curves.items()}
+    figures = {"steps_to_return": returned, "ratio_to_oracle": ratio_to_oracle(returned)}
+    return {"original": before, "curves": curves} | figures
 
 
 def _heading(first: Backbone, models: dict[str, Backbone], judge: Detector, sampler: Sampler) -> dict[str, Any]:

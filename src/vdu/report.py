@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vdu.charts import curve
 from vdu.grids import before_after, image_grid, png_data_uri, thumbnails
 from vdu.prompts import quoted_prompts
 
@@ -21,8 +22,8 @@ NOT_MEASURED = "not measured"
 FORGOTTEN_FROM = 50.0  # the PUL interval's low end, in percent
 NONE_RISE = 3.0  # points of "none" that quality may cost
 FID_RATIO = 1.15
+SAMPLES_PER_DIMENSION = 10  # under it u-FID is mostly the bias of few samples
 SHOWN_PAIRS, SHOWN_FORGET, COLUMNS = 48, 40, 8
-CHART = {"width": 360, "height": 210, "left": 46, "right": 350, "top": 22, "bottom": 172}
 
 
 class Cell(NamedTuple):
@@ -79,13 +80,29 @@ def forgot(evaluation: dict[str, Any]) -> bool | None:
     return None if low is None else low >= FORGOTTEN_FROM
 
 
+def _few(evaluation: dict[str, Any]) -> str:
+    """What u-FID is made of where that is little for its dimensions; empty where it is enough."""
+    count, dimensions = evaluation.get("u_fid_samples"), (evaluation.get("extractor") or {}).get("dimensions")
+    if count is None or dimensions is None or evaluation.get("u_fid") is None:
+        return ""
+    if count >= SAMPLES_PER_DIMENSION * dimensions:
+        return ""
+    return f"only {count} samples for {dimensions} features"
+
+
+def _compared_fid(evaluation: dict[str, Any]) -> str:
+    fid, original = (number(evaluation[name], 2) for name in ("u_fid", "u_fid_original"))
+    few = _few(evaluation)
+    return f"u-FID {fid}, original {original}" + (f", both rough: {few}" if few else "")
+
+
 def quality_losses(evaluation: dict[str, Any]) -> list[str]:
     """What got worse by more than is allowed, with the figures."""
     losses = []
     fid, fid_before = _finite(evaluation.get("u_fid")), _finite(evaluation.get("u_fid_original"))
     none, none_before = _value(evaluation, "share_none"), _value(evaluation, "share_none_before")
     if fid is not None and fid_before is not None and fid > FID_RATIO * fid_before:
-        losses.append(f"u-FID {number(fid, 2)}, original {number(fid_before, 2)}")
+        losses.append(_compared_fid(evaluation))
     if none is not None and none_before is not None and none - none_before > NONE_RISE:
         losses.append(f"pictures of no class rose from {percent(none_before)} to {percent(none)}")
     return losses
@@ -94,9 +111,8 @@ def quality_losses(evaluation: dict[str, Any]) -> list[str]:
 def _quality_clause(evaluation: dict[str, Any]) -> str:
     if losses := quality_losses(evaluation):
         return f"the quality of its other pictures fell ({'; '.join(losses)})"
-    fid, original = evaluation.get("u_fid"), evaluation.get("u_fid_original")
-    if _finite(fid) is not None and _finite(original) is not None:
-        return f"its other pictures kept their quality (u-FID {number(fid, 2)}, original {number(original, 2)})"
+    if all(_finite(evaluation.get(name)) is not None for name in ("u_fid", "u_fid_original")):
+        return f"its other pictures kept their quality ({_compared_fid(evaluation)})"
     before, after = (percent(_value(evaluation, name)) for name in ("share_none_before", "share_none"))
     return f"u-FID was not measured (pictures of no class: {before} before, {after} after)"
 
@@ -166,13 +182,14 @@ def figure_rows(evaluation: dict[str, Any]) -> list[Row]:
     """The figures table: label, original, unlearned."""
     e, name = evaluation, f"class {evaluation['target']}"
     counts = [Cell(str(e.get(key, NOT_MEASURED))) for key in ("count_before", "count_after")]
+    u_fid = f"u-FID (rough: {e['u_fid_samples']} samples)" if _few(e) else "u-FID"
     rows = [
         Row(f"Share of {name}", _estimate(e.get("share_before")), _estimate(e.get("share_after"))),
         Row(f"Pictures of {name}, of {e['samples']}", *counts),
         Row("Share of retained classes", _estimate(e.get("share_retained_before")), _estimate(e.get("share_retained"))),
         Row("Share of none", _estimate(e.get("share_none_before")), _estimate(e.get("share_none"))),
         Row("PUL", ABSENT, _estimate(e.get("pul"))),
-        Row("u-FID", Cell(number(e.get("u_fid_original"), 2)), Cell(number(e.get("u_fid"), 2))),
+        Row(u_fid, Cell(number(e.get("u_fid_original"), 2)), Cell(number(e.get("u_fid"), 2))),
     ]
     if e.get("u_fid_oracle") is not None:
         rows.append(Row("u-FID of the oracle", ABSENT, Cell(number(e["u_fid_oracle"], 2))))
@@ -204,50 +221,12 @@ def settings_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return list(shown.items())
 
 
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten) that reach from at most ``low`` to at least ``high``."""
-    rough = (high - low or abs(high) or 1.0) / count
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
-
-
-def _chart(title: str, points: list[tuple[int, Any, bool]], best: int, zero: bool = False) -> dict[str, Any] | None:
-    """Coordinates of a curve of (step, value, broken) for the template to draw; None under two points."""
-    known = [(step, y, broken) for step, y, broken in points if _finite(y) is not None]
-    if len(known) < 2:
-        return None
-    known = known[:: max(1, len(known) // 300)] + known[-1:]
-    xs, ys = [p[0] for p in known], [p[1] for p in known]
-    x_ticks = [x for x in _ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
-    y_ticks = _ticks(min([0.0] if zero else ys), max(ys))
-    c = CHART
-
-    def across(x: float) -> float:
-        return round(c["left"] + (c["right"] - c["left"]) * (x - min(xs)) / (max(xs) - min(xs) or 1), 1)
-
-    def up(y: float) -> float:
-        return round(c["bottom"] - (c["bottom"] - c["top"]) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
-
-    dots = [(across(x), up(y), broken) for x, y, broken in known]
-    return {
-        **c,
-        "title": title,
-        "line": " ".join(f"{x},{y}" for x, y, _ in dots),
-        "dots": dots if len(dots) <= 60 else [d for d in dots if d[2]],
-        "x_ticks": [(across(x), f"{x:g}") for x in x_ticks],
-        "y_ticks": [(up(y), f"{y:g}") for y in y_ticks],
-        "best": (across(best), best) if min(xs) <= best <= max(xs) else None,
-    }
-
-
 def _charts(unlearning: dict[str, Any]) -> list[dict[str, Any] | None]:
     best = unlearning["best_step"]
     loss = [(h["step"], h["loss"], False) for h in unlearning["history"]]
     seen = [(g["step"], g["forget_share"], bool(g.get("broken"))) for g in unlearning["guard"]]
     shares = [(step, None if _finite(y) is None else 100 * y, broken) for step, y, broken in seen]
-    return [_chart("Loss", loss, best), _chart("Guard: forget share, %", shares, best, zero=True)]
+    return [curve("Loss", loss, best), curve("Guard: forget share, %", shares, best, zero=True)]
 
 
 def _pictures(before: Tensor, after: Tensor, forget: Tensor, marks: list[bool] | None) -> dict[str, Any]:
@@ -286,6 +265,7 @@ def write_report(
         verdict=verdict(unlearning, evaluation),
         outcome=_outcome(evaluation),
         figures=figure_rows(evaluation) if evaluation else [],
+        few=_few(evaluation) if evaluation else "",
         classes=_class_rows(evaluation) if evaluation else [],
         guard=_guard_ends(unlearning),
         pictures=_pictures(before, after, forget, marks),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
-from vdu.checkpoint import refuse_existing, replacing
+from vdu.checkpoint import refuse_existing, replacing, write_record
 from vdu.delta import DELTA_FILE, write_delta
 from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError, nearest
@@ -111,10 +110,10 @@ class Result:
                 write_lora(beside, self.pipeline, self.low_rank)
             else:
                 write_delta(beside / DELTA_FILE, self.original.network, self.pipeline.unet)
-            (beside / "unlearning.json").write_text(json.dumps(self.record, indent=2) + "\n")
+            write_record(beside / "unlearning.json", self.record)
             measured = self.evaluation.record if self.evaluation else None
             if measured is not None:
-                (beside / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+                write_record(beside / "evaluation.json", measured)
             write_model_card(beside, self.record, measured, form)
             self.report(beside / "report.html")
             self.picture(beside / "before-after.png")

@@ -27,7 +27,8 @@ __all__ = ["ClassRuns", "first_pairs"]
 PAIRS, COLUMNS = 48, 16
 
 SHARES = ("share_before", "share_after", "share_none_before", "share_none")
-FIGURES = ("u_fid", "u_fid_original", "kid", "kid_original", "total_variation", "changed", "samples")
+DISTANCES = ("u_fid", "u_fid_original", "u_fid_samples", "kid", "kid_original")
+FIGURES = (*DISTANCES, "total_variation", "changed", "samples")
 
 
 def first_pairs(evaluation: Evaluation) -> Image.Image:

@@ -82,7 +82,7 @@ def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Call
 
 
 def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -> None:
-    """Measure on the zoo's MNIST model and write ``step-cost/step-cost.json``-like files, one for each form."""
+    """Measure on the zoo's MNIST model and write one file for each form, ``step-cost/<form>.json``."""
     zoo = find_zoo_model("mnist")
     if zoo is None:
         raise VduError("step-cost needs the zoo model 'mnist', which is not shipped")

@@ -12,6 +12,7 @@ from vdu.errors import VduError, nearest
 
 __all__ = ["RETRAIN", "is_of_concepts", "lead_figure", "read_results", "read_rows", "render", "summary"]
 
+NOT_MEASURED = "–"
 RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
 
 CLASS_COLUMNS = (
@@ -27,7 +28,8 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     files = sorted((results / suite).glob("*.json"))
     if not files:
         raise VduError(f"no results of {suite} in {results}: make them with `vdu bench run {suite}`")
-    return [json.loads(path.read_text()) for path in files]
+    # Earlier versions wrote NaN for what could not be measured.
+    return [json.loads(path.read_text(), parse_constant=lambda _: None) for path in files]
 
 
 def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
@@ -66,11 +68,18 @@ def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
 
 
 def _cell(values: Iterable[float | None]) -> str:
-    numbers = [v for v in values if v is not None]
+    """Mean (least … most), and of how many where some runs did not measure it; a dash where none did."""
+    every = list(values)
+    numbers = [v for v in every if v is not None]
     if not numbers:
-        return "not measured"
+        return NOT_MEASURED
     ends = f" ({min(numbers):.2f} … {max(numbers):.2f})" if len(numbers) > 1 else ""
-    return f"{mean(numbers):.2f}{ends}"
+    some = f", {len(numbers)} of {len(every)}" if len(numbers) < len(every) else ""
+    return f"{mean(numbers):.2f}{ends}{some}"
+
+
+def _plain(value: object) -> str:
+    return NOT_MEASURED if value is None else str(value)
 
 
 def is_of_concepts(rows: list[dict[str, Any]]) -> bool:
@@ -93,8 +102,8 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
     if is_of_concepts(rows):
         # Rows of another machine or commit have another original: each is counted once.
         once = {(r["target"], *(r.get(f"{c}_original") for c in BOTH)): r for r in rows if lead in r}.values()
-        cells = [_cell(r[f"{c}_original"] for r in once) if c in BOTH else "–" for c in columns]
-        lines.append(["(original)", "–", *cells])
+        cells = [_cell(r[f"{c}_original"] for r in once) if c in BOTH else NOT_MEASURED for c in columns]
+        lines.append(["(original)", NOT_MEASURED, *cells])
     for method in sorted({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method and lead in r]
         lines.append([method, str(len(mine)), *(_cell(r.get(column) for r in mine) for column in columns)])
@@ -154,9 +163,9 @@ def render(suite: str, results: Path, format_: str, targets: Sequence[str] = ())
         raise VduError(f"unknown format {format_!r}: give table or json")
     rows = _of_targets(read_rows(suite, results), targets)
     if format_ == "json":
-        return json.dumps(rows, indent=1)
+        return json.dumps(rows, indent=1, allow_nan=False)
     if suite == "step-cost" or suite.startswith("memory-"):
         header = list(rows[0])
-        return _aligned([header, *([str(row[name]) for name in header] for row in rows)])
+        return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
     tables = [summary(rows), _by_target(rows), _original_shares(suite, results)]
     return "\n\n".join(_aligned(lines) for lines in tables if len(lines) > 1)

@@ -21,6 +21,11 @@ def _print_look(name: str, look: dict[str, Any]) -> None:
     typer.echo(f"{name:>10s}  step {look['step']:>4d}  {shown:<24s} none {'–' if none is None else f'{none:.1f} %'}")
 
 
+def _print_ratio(ratio: float | None) -> None:
+    shown = "not measured" if ratio is None else f"{ratio:.2f}"
+    typer.echo(f"ratio to the oracle: {shown} (1: forgotten, far under 1: hidden)")
+
+
 def relearn_command(
     original: PipelineModel,
     unlearned: PipelineModel,
@@ -63,5 +68,7 @@ def relearn_command(
     for name, back in record["steps_to_return"].items():
         when = "at no look" if back is None else f"at step {back}"
         typer.echo(f"{name}: half of the original's share is back {when}")
+    if oracle:
+        _print_ratio(record["ratio_to_oracle"])
     if out:
         write_record(out, record)

@@ -1,4 +1,8 @@
-"""`capped-ascent`: ascent that stops pushing an image once its error is as large as predicting nothing (cap 1)."""
+"""`capped-ascent`: ascent that stops pushing an image once its error reaches a cap.
+
+The default of 1 is the error of predicting nothing (zero) for ε, and for v where the images' mean square is 1. For x_0
+it is that mean square: choose the cap accordingly.
+"""
 
 from __future__ import annotations
 

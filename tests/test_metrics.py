@@ -1,0 +1,183 @@
+"""The figures of the protocol against naive loops, and what they say where there is nothing to measure."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vdu import VduError, metrics
+from vdu.checkpoint import write_record
+from vdu.detector import Detection, Detector, load_detector
+from vdu.evaluation import figures
+from vdu.metrics import (
+    Features,
+    class_shares,
+    frechet_distance,
+    kernel_distance,
+    paired_changes,
+    precision_recall,
+    total_variation,
+)
+from vdu.reference import Reference, load_reference
+
+
+def _normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _naive_coverage(centres, points):
+    distance = lambda x, y: float(((x - y) ** 2).sum() ** 0.5)  # noqa: E731
+    radius = [sorted(distance(c, other) for j, other in enumerate(centres) if j != i)[2] for i, c in enumerate(centres)]
+    inside = [any(distance(p, c) <= r for c, r in zip(centres, radius, strict=True)) for p in points]
+    return 100 * np.mean(inside)
+
+
+@pytest.mark.parametrize("rows_at_once", [4, 1024])
+def test_precision_and_recall_equal_naive_loops(rows_at_once, monkeypatch):
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", rows_at_once)
+    samples, real = 0.7 * _normal(15, 3, seed=1) + 1.5, _normal(15, 3, seed=2)
+    wanted = _naive_coverage(real, samples), _naive_coverage(samples, real)
+    assert precision_recall(samples, real) == pytest.approx(wanted)
+    assert 0 < wanted[0] < 100
+    assert wanted[0] != wanted[1]
+
+
+def test_precision_of_perfect_samples_does_not_depend_on_the_order_of_the_real_ones():
+    """A reference folder is read class by class: the first of them would be some classes only."""
+    centres, labels = 10 * _normal(10, 8), torch.arange(10).repeat_interleave(500)
+    real = centres[labels] + _normal(5000, 8, seed=1)
+    samples = centres[torch.arange(500) % 10] + _normal(500, 8, seed=2)
+    shuffled = real[torch.randperm(5000, generator=torch.Generator().manual_seed(3))]
+    by_class, mixed = precision_recall(samples, real), precision_recall(samples, shuffled)
+    assert min(*by_class, *mixed) > 70
+    assert by_class == pytest.approx(mixed, abs=8)
+    assert precision_recall(shuffled, samples) == pytest.approx(mixed[::-1])
+    assert precision_recall(samples, real) == by_class
+
+
+def test_in_parts_the_kernel_distance_is_the_same_and_shared_parts_are_not_made_twice(monkeypatch):
+    a, b = _normal(37, 3), _normal(29, 3, seed=1) + 1
+    whole, real = kernel_distance(a, b), Features(b)
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 5)
+    assert kernel_distance(a, real) == pytest.approx(whole)
+    monkeypatch.setattr(metrics, "_kernel", None)
+    assert real.mean_kernel > 0
+    assert real.drawn(29) is real
+
+
+def test_what_too_few_features_cannot_tell_is_none():
+    assert frechet_distance(_normal(3, 3), _normal(90, 3)) is None
+    assert frechet_distance(_normal(90, 3), _normal(4, 3)) is not None
+    assert kernel_distance(_normal(1, 3), _normal(90, 3)) is None
+    assert precision_recall(_normal(3, 3), _normal(90, 3)) == (None, None)
+
+
+def test_class_shares_count_every_class_and_none_last():
+    predicted = torch.tensor([0, 2, 2, -1, 0, 2, -1, 2])
+    assert class_shares(predicted, 3) == [25.0, 0.0, 50.0, 25.0]
+
+
+def test_total_variation_is_half_the_distance_of_the_shares_among_themselves():
+    before, after = [10.0, 30.0, 20.0], [45.0, 15.0, 30.0]
+    naive = sum(abs(b / 60 - a / 90) for b, a in zip(before, after, strict=True)) / 2
+    assert total_variation(before, after) == pytest.approx(100 * naive)
+    assert total_variation([1.0, 0.0], [0.0, 5.0]) == 100
+    assert total_variation([50, 50], [0, 0]) is total_variation([0, 0], [50, 50]) is None
+
+
+def test_changed_are_those_of_other_classes_that_are_another_or_none_now():
+    before = torch.tensor([0, 0, 1, 1, 2, 2, -1])
+    after = torch.tensor([1, 0, 1, 2, -1, 2, 1])
+    assert paired_changes(before, after, target=0) == pytest.approx(50)
+    assert paired_changes(torch.tensor([0, -1]), torch.tensor([1, 1]), target=0) is None
+
+
+def _detection(predicted, features):
+    return Detection(predicted, torch.ones(len(predicted)), features)
+
+
+def test_every_model_is_measured_on_as_many_samples():
+    """Half of the original's samples are of the class: the unlearned model has twice as many others, the same first."""
+    features, half = _normal(400, 4), torch.arange(400) % 2
+    before = _detection(half, torch.where(half.unsqueeze(1) == 1, features, 99.0))
+    after = _detection(torch.ones(400, dtype=torch.long), torch.cat([features[1::2], 5 + features[::2]]))
+    oracle = _detection(torch.ones(400, dtype=torch.long), 2 + features)
+    reference = Reference(_normal(500, 4, seed=1), torch.arange(500) % 2)
+    found = figures(before, after, 0, 2, reference, oracle=oracle)
+    assert found["u_fid_samples"] == 200
+    for name in ("u_fid", "kid", "precision", "recall"):
+        assert found[name] == found[f"{name}_original"] is not None
+    real = reference.features[1::2]
+    assert found["u_fid"] == pytest.approx(frechet_distance(features[1::2], real))
+    assert found["kid"] == pytest.approx(kernel_distance(features[1::2], real))
+    assert found["precision"] == precision_recall(features[1::2], real)[0]
+    assert found["u_fid_oracle"] == pytest.approx(frechet_distance(2 + features[:200], real))
+
+
+def test_where_nothing_else_is_left_every_figure_of_the_rest_is_none_and_the_record_is_json(tmp_path):
+    all_of_it, gone = torch.zeros(9, dtype=torch.long), torch.full((9,), -1)
+    found = figures(_detection(all_of_it, None), _detection(gone, None), 0, 2)
+    assert found["pul"]["value"] == 100
+    missing = ("total_variation", "changed", "u_fid", "kid_original", "u_fid_oracle", "u_fid_samples")
+    assert [found[name] for name in missing] == [None] * len(missing)
+    write_record(tmp_path / "x.json", found)
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == found
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_record_with_what_is_no_json_is_not_written(figure, tmp_path):
+    write_record(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_record(tmp_path / "x.json", {"a": figure})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _shade(images):
+    """Light or dark, and the mean and the spread of the pixels."""
+    mean, spread = images.mean(dim=(1, 2, 3)), images.flatten(1).std(1)
+    light = ((mean + 1) / 2).unsqueeze(1)
+    return torch.cat([1 - light, light], dim=1), torch.stack([mean, spread], dim=1)
+
+
+_shade.class_names = ["dark", "light"]
+_shade.threshold = 0.0
+
+
+def _write(folder, shades):
+    folder.mkdir(parents=True)
+    for shade in shades:
+        Image.new("L", (8, 8), shade).save(folder / f"{shade}.png")
+
+
+def test_a_reference_is_labelled_by_its_sub_folders_or_else_by_the_detector(tmp_path):
+    detector = load_detector(_shade)
+    # The detector would call the 90 dark.
+    _write(tmp_path / "named" / "light", (90, 200, 250))
+    _write(tmp_path / "named" / "dark", (0, 20))
+    named = load_reference(tmp_path / "named", detector, (1, 8, 8))
+    assert named.labels.tolist() == [0, 0, 1, 1, 1]
+    means = [shade / 127.5 - 1 for shade in (0, 20, 200, 250, 90)]
+    assert named.features[:, 0].tolist() == pytest.approx(means, abs=1e-4)
+    assert named.retained(0)[:, 0].tolist() == pytest.approx(means[2:], abs=1e-4)
+    _write(tmp_path / "flat", (90, 200))
+    assert load_reference(tmp_path / "flat", detector, (1, 8, 8)).labels.tolist() == [1, 0]
+
+
+def test_a_reference_file_is_read_back_and_refused_by_another_detector(tmp_path):
+    detector, path = load_detector(_shade), tmp_path / "reference.safetensors"
+    features, labels = _normal(7, 2), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    Reference(features, labels).save(path, detector)
+    again = load_reference(path, detector, (1, 8, 8))
+    torch.testing.assert_close(again.features, features, atol=2e-3, rtol=1e-3)
+    assert again.labels.equal(labels)
+    other = Detector("other", "another hash", detector.class_names, 0.0, _shade)
+    with pytest.raises(VduError, match="made with another detector"):
+        load_reference(path, other, (1, 8, 8))
+    (tmp_path / "flat").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "flat" / "0.png")
+    blind = Detector("blind", "function", detector.class_names, 0.0, lambda images: (_shade(images)[0], None))
+    with pytest.raises(VduError, match="gives no features"):
+        load_reference(tmp_path / "flat", blind, (1, 8, 8))
