@@ -57,6 +57,24 @@ def test_when_quality_falls_the_original_comes_back(backbone, forget):
     assert _same(outcome.network, backbone)
 
 
+@pytest.mark.parametrize("halvings", [1, 3])
+def test_a_run_that_goes_too_far_hands_out_a_part_of_the_way(backbone, forget, halvings):
+    looks = iter(range(100))
+
+    def judge(images):
+        look = next(looks)  # 0: the original; broken from then on, until so many halvings
+        return torch.full((len(images),), look == 0), torch.full((len(images),), 0 < look < 1 + halvings)
+
+    outcome = _run(backbone, _guard(backbone, forget, judge), _Drift(backbone))
+    whole = _run(backbone, None, _Drift(backbone), steps=2, guard_every_steps=0)
+    assert outcome.best_step == outcome.steps == whole.steps == 2
+    assert f"went back to {0.5**halvings:.3g} of the way" in outcome.stop_reason
+    assert [(c.way, c.broken) for c in outcome.checks[1:]] == [(0.5**k, k < halvings) for k in range(halvings + 1)]
+    networks = (outcome.network, whole.network, backbone.network)
+    for part, end, start in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(part, start + 0.5**halvings * (end - start))
+
+
 def test_the_loop_stops_when_the_content_is_gone(backbone, forget):
     looks = iter(range(100))
 
@@ -118,7 +136,7 @@ def test_a_run_that_breaks_at_once_hands_the_original_back_and_its_record_is_jso
     guard, network = _guard(backbone, forget, judge), backbone.trainable_copy()
     outcome = run_loop(network, Objective(0.0, _Drift(backbone)), settings, guard, state_folder=tmp_path)
     assert "rolled back to step 0" in outcome.stop_reason
-    assert [c.score is None for c in outcome.checks] == [False, True]
+    assert [c.score is None for c in outcome.checks] == [False, True, True, True, True]
     assert _same(outcome.network, backbone)
     json.dumps([asdict(c) for c in outcome.checks], allow_nan=False)
     json.loads((tmp_path / "records.json").read_text(), parse_constant=pytest.fail)

@@ -34,7 +34,10 @@ TOLERATED_DIVERSITY_LOSS = 0.05
 
 @dataclass(frozen=True)
 class Check:
-    """One look at the network. Shares are in 0 … 1; change and score None where the samples are not finite."""
+    """One look at the network. Shares are in 0 … 1; change and score None where the samples are not finite.
+
+    ``way``: how far from the best weights before to those of the step it was; 1 but where the loop goes back.
+    """
 
     step: int
     forget_share: float
@@ -43,6 +46,7 @@ class Check:
     change: float | None
     score: float | None
     broken: bool
+    way: float = 1.0
 
     @property
     def rank(self) -> float:

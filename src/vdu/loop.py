@@ -1,5 +1,9 @@
 """The training loop: devices, schedule, clipping, averaging, guard, rollback, resume. It knows no mathematics.
 
+    θ ← θ_best + ½ (θ − θ_best)      where a look finds θ broken, until one finds it sound, at most HALVINGS times
+
+So a run that goes too far hands out a part of the way, not nothing.
+
 Random numbers depend on (seed, step) only, and everything else that a step reads is in the state file, so a resumed run
 takes the same steps as an uninterrupted one.
 """
@@ -11,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from vdu.seeding import generator
 __all__ = ["LoopResult", "StepRecord", "run_loop"]
 
 UNGUARDED_STATE_STEPS = 10
+HALVINGS = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,14 @@ class LoopResult:
 def _copy(network: nn.Module) -> nn.Module:
     """A copy for looking at; frozen parameters are shared."""
     return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad}).eval()
+
+
+@torch.no_grad()
+def _halve_way(network: nn.Module, start: nn.Module) -> None:
+    """Move ``network`` half of the way to ``start``; frozen parameters may be shared."""
+    for p, s in zip(network.parameters(), start.parameters(), strict=True):
+        if p is not s:
+            p.lerp_(s, 0.5)
 
 
 class _Run:
@@ -104,10 +117,11 @@ class _Run:
         weights = self.objective.weights
         return StepRecord(step + 1, loss.item(), rate, norm.item(), weights.value() if weights else None)
 
-    def look(self, step: int) -> Check:
+    def look(self, step: int, way: float = 1.0) -> Check:
         """Check the average; keep it when it is the best yet. Later steps win ties."""
         assert self.guard is not None
         check = self.guard.check(self.average.eval(), step) if step else self.guard.start()
+        check = replace(check, way=way)
         self.network.train()
         sound = [c.rank for c in self.checks if not c.broken]
         if not check.broken and (not sound or check.rank <= min(sound)):
@@ -115,11 +129,22 @@ class _Run:
         self.checks.append(check)
         return check
 
+    def go_back(self, step: int) -> None:
+        """From a broken average towards the best weights before, until a look finds it sound. The run ends there."""
+        for halvings in range(1, HALVINGS + 1):
+            _halve_way(self.average, self.best)
+            if not self.look(step, 0.5**halvings).broken:
+                return
+
+    def best_look(self) -> Check | None:
+        sound = [c for c in self.checks if not c.broken]
+        return min(sound, key=lambda c: (c.rank, -c.step)) if sound else None
+
     def best_step(self) -> int:
         if self.guard is None:
             return self.history[-1].step if self.history else 0
-        sound = [c for c in self.checks if not c.broken]
-        return min(sound, key=lambda c: (c.rank, -c.step)).step if sound else 0
+        best = self.best_look()
+        return best.step if best else 0
 
     def modules(self) -> dict[str, nn.Module]:
         named = {"network": self.network, "average": self.average, "best": self.best}
@@ -142,13 +167,16 @@ class _Run:
         self.checks = [Check(**c) for c in records["checks"] if c["step"] <= done]
         return done
 
-    def verdict(self, check: Check) -> str | None:
-        """Why to stop after this check, or None to go on."""
-        if check.broken:
-            return f"quality fell at step {check.step}; rolled back to step {self.best_step()}"
-        goal = self.settings.stop_share
-        if goal is not None and check.step > 0 and check.forget_share <= goal:
-            return f"the guard's forget share is down to {check.forget_share:.3f} at step {check.step}"
+    def verdict(self) -> str | None:
+        """Why to stop after the looks so far, or None to go on."""
+        broken, best = next((c for c in self.checks if c.broken), None), self.best_look()
+        if broken and best and best.way < 1:
+            return f"quality fell at step {broken.step}; went back to {best.way:.3g} of the way there"
+        if broken:
+            return f"quality fell at step {broken.step}; rolled back to step {self.best_step()}"
+        last, goal = self.checks[-1], self.settings.stop_share
+        if goal is not None and last.step > 0 and last.forget_share <= goal:
+            return f"the guard's forget share is down to {last.forget_share:.3f} at step {last.step}"
         return None
 
 
@@ -174,7 +202,9 @@ def run_loop(
     digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode())
     first = run.load(state_folder, digest.hexdigest()) if state_folder else 0
     step = first
-    reason = run.verdict(run.checks[-1] if run.checks else run.look(0)) if guard else None
+    if guard and not run.checks:
+        run.look(0)
+    reason = run.verdict() if guard else None
     every = settings.guard_every_steps or UNGUARDED_STATE_STEPS
     while reason is None and step < settings.steps:
         record = run.take_step(step)
@@ -188,7 +218,9 @@ def run_loop(
         if on_step:
             on_step(record, check)
         if check:
-            reason = run.verdict(check)
+            if check.broken:
+                run.go_back(step)
+            reason = run.verdict()
         if due and state_folder:
             run.save(state_folder, step, digest.hexdigest())
     return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks)

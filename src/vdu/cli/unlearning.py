@@ -190,6 +190,8 @@ def unlearn_command(
     _measure(result, yardstick, samples, sampler_steps)
     result.save(out, overwrite=overwrite, form=save)
     typer.echo(f"{result.record['steps']} steps, {result.record['seconds']:.0f} s: {result.record['stop_reason']}")
+    if not result.record["best_step"]:
+        typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)
     typer.echo(f"clean {save}: {out}   report: {out / 'report.html'}")
 
 
