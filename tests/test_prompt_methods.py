@@ -182,7 +182,7 @@ def test_samples_are_asked_with_the_texts_that_were_given(preparation):
     found = preparation.samples_of(["a red apple", "noto style"], 3)
     assert found.c.tolist() == preparation.backbone.condition(["a red apple", "noto style", "a red apple"]).tolist()
     other = load_backbone(preparation.backbone.pipeline, Prompts(("a red apple",), ("noto style",), 2.0))
-    torch.testing.assert_close(found.x_0, sample(other, other.network, 3, 2, steps=2))
+    torch.testing.assert_close(found.x_0, sample(other, other.network, 3, 0, steps=2, purpose="asked"))
 
 
 def test_methods_take_their_images_from_the_right_prompts(preparation):

@@ -7,13 +7,13 @@ import torch
 from conftest import make_pipeline
 from diffusers import DDPMScheduler
 
-from vdu.denoising_loss import denoising_loss, min_snr_weight
 from vdu.ema import ema_update
 from vdu.recipe import read_recipe
 from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 from vdu.stratified_times import stratified_shares, times_at
 from vdu.training import cycled_learning_rate
+from vdu.training_loss import min_snr_weight, training_loss
 
 GAMMA = 5.0
 KINDS = ["epsilon", "v_prediction", "sample"]
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_a_naive_loop(kind):
         seen.append((x_t, t))
         return network(x_t, t).sample
 
-    found = denoising_loss(predict, scheduler, x, GAMMA, generator(1))
+    found = training_loss(predict, scheduler, x, GAMMA, generator(1))
     ((x_t, t),), total = seen, 0.0
     for i in range(6):
         a = float(scheduler.alphas_cumprod[t[i]])

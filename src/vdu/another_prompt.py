@@ -9,12 +9,14 @@ Fan et al., arXiv 2310.12508 (forget images, taught the prediction for another c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.denoising import regression_error
 from vdu.noising import Clean, draw
 
 __all__ = ["AnotherPrompt"]
@@ -36,4 +38,4 @@ class AnotherPrompt:
         asked, taught = (noised.c, other) if self.own == "asked" else (other, noised.c)
         with torch.no_grad():
             target = self.backbone.output(network, noised.x_t, noised.t, taught)
-        return (self.backbone.output(network, noised.x_t, noised.t, asked) - target).pow(2).mean()
+        return regression_error(self.backbone, network, replace(noised, c=asked), target).mean()

@@ -3,6 +3,7 @@
     L = E_{x ~ images, t, ε} ‖y − f_θ(x_t, t)‖²      mean over batch and dimensions
 
 ``f`` is what the network itself predicts (ε, v or x_0), ``y`` its regression target. Ho et al., arXiv 2006.11239.
+With another target than ``y`` the same error is a regression on what another network says.
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone
 from vdu.noising import Clean, Noised, draw
 
-__all__ = ["Denoising", "prediction_error"]
+__all__ = ["Denoising", "descend", "prediction_error", "regression_error"]
+
+LONGEST_GRADIENT = 1.0
+
+
+def regression_error(backbone: Backbone, network: nn.Module, noised: Noised, target: Tensor) -> Tensor:
+    """‖f_θ(x_t, t, c) − target‖² of each image, mean over dimensions, shape ``(B,)``."""
+    return (backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
 
 
 def prediction_error(backbone: Backbone, network: nn.Module, noised: Noised) -> Tensor:
-    """‖y − f_θ(x_t, t)‖² of each image, mean over dimensions, shape ``(B,)``."""
-    target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
-    return (backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean(dim=(1, 2, 3))
+    """The same with the target ``y``."""
+    return regression_error(backbone, network, noised, backbone.from_eps(noised.eps, noised.x_t, noised.t))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of ``optimizer`` down ``loss``; longer gradients are cut to 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], LONGEST_GRADIENT)
+    optimizer.step()
 
 
 class Denoising:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from vdu.backbone import Backbone
-from vdu.noising import Clean, draw
+from vdu.denoising import Denoising, descend
+from vdu.gradients import trained
+from vdu.noising import Clean
 from vdu.parameters import LORA, trained_copy
 from vdu.precision import autocast
 from vdu.schedules import cosine_to_zero
@@ -42,17 +44,11 @@ def fit_forget_score(
     """
     network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
     learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
-    trained = [p for p in network.parameters() if p.requires_grad]
-    batch_size = min(batch_size, backbone.largest_batch)
-    optimizer = torch.optim.Adam(trained, lr=learning_rate)
+    unasked, batch_size = Denoising(backbone, Clean(forget.x_0)), min(batch_size, backbone.largest_batch)
+    optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
     for step in range(steps):
-        noised = draw(backbone, forget, batch_size, generator(seed, "forget-score", step))
-        target = backbone.from_eps(noised.eps, noised.x_t, noised.t)
         with autocast(network, precision):
-            error = backbone.output(network, noised.x_t, noised.t) - target
+            loss = unasked(network, batch_size, generator(seed, "forget-score", step))
         optimizer.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        error.pow(2).mean().backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descend(optimizer, loss)
     return network.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.denoising import prediction_error
+from vdu.denoising import prediction_error, regression_error
 from vdu.noising import Clean, draw
 
 __all__ = ["Ascent", "Guided", "Term", "elbo_weight"]
@@ -66,4 +66,4 @@ class Guided:
             original = self.backbone.output(self.backbone.network, noised.x_t, noised.t, noised.c)
             undesired = self.backbone.output(self.forget_score, noised.x_t, noised.t, noised.c)
         target = original + self.eta * (original - undesired)
-        return (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean()
+        return regression_error(self.backbone, network, noised, target).mean()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, load_backbone, weights_sha256
-from vdu.denoising import Denoising
+from vdu.denoising import Denoising, descend
 from vdu.detector import Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Sampler, load_alike
@@ -63,10 +63,7 @@ def trained_further(
         for step in range(done, look):
             with autocast(network, precision):
                 error = loss(network, settings.batch_size, generator(settings.seed, "relearning", step))
-            optimizer.zero_grad(set_to_none=True)
-            error.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            descend(optimizer, error)
         done = look
         yield look, network.eval()
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.denoising import regression_error
 from vdu.noising import Clean, draw
 from vdu.posterior import Posterior
 
@@ -85,4 +86,4 @@ class OutputStability:
         noised = draw(self.backbone, self.own_samples, batch_size, g)
         with torch.no_grad():
             target = self.backbone.output(self.backbone.network, noised.x_t, noised.t, noised.c)
-        return (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean()
+        return regression_error(self.backbone, network, noised, target).mean()

@@ -1,6 +1,6 @@
 """Pre-training of an unconditional DDPM from a recipe.
 
-    min over θ of the `denoising_loss`, AdamW with warm restarts;   rate_s = r · min(1, (s' + 1) / W) · cosine(s')
+    min over θ of the `training_loss`, AdamW with warm restarts;   rate_s = r · min(1, (s' + 1) / W) · cosine(s')
 
 s' counts the steps of the cycle that step s is in, W are its warm-up's (Loshchilov & Hutter, arXiv 1608.03983).
 """
@@ -21,11 +21,11 @@ from vdu.averaged_training import TrainingRun, train_with_average
 from vdu.checkpoint import replacing, write_tensors
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
-from vdu.denoising_loss import denoising_loss
 from vdu.precision import autocast
 from vdu.recipe import Recipe, Training
 from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
+from vdu.training_loss import training_loss
 
 __all__ = [
     "checkpoint_path",
@@ -60,7 +60,7 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
         with autocast(model, training.precision):
             return model(x_t, t).sample
 
-    return denoising_loss(predict, scheduler, x, training.min_snr_gamma, g)
+    return training_loss(predict, scheduler, x, training.min_snr_gamma, g)
 
 
 def train(recipe: Recipe, data: Path, out: Path) -> Path:

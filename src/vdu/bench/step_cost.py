@@ -19,10 +19,11 @@ from torch import nn
 from vdu.backbone import Backbone, load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.checkpoint import write_record
+from vdu.denoising import Denoising, descend
 from vdu.errors import VduError
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
-from vdu.noising import Clean, draw
+from vdu.noising import Clean
 from vdu.objective import Objective
 from vdu.plasticity import Ascent
 from vdu.posterior import load_posterior
@@ -36,17 +37,8 @@ BATCH_SIZE = 32
 
 
 def _plain(backbone: Backbone, network: nn.Module, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
-
-    def step() -> None:
-        noised = draw(backbone, images, batch_size, generator(0, "cost"))
-        loss = (backbone.output(network, noised.x_t, noised.t) - noised.eps).pow(2).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-6), Denoising(backbone, images)
+    return lambda: descend(optimizer, loss(network, batch_size, generator(0, "cost")))
 
 
 def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.denoising import regression_error
 from vdu.noising import Clean, draw
 from vdu.objective import Count, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.preparation import Preparation
@@ -48,7 +49,7 @@ class NegativeGuidance:
             empty = self.backbone.output(original, noised.x_t, noised.t)
             concept = self.backbone.output(original, noised.x_t, noised.t, noised.c)
         target = empty - self.eta * (concept - empty)
-        return (self.backbone.output(network, noised.x_t, noised.t, noised.c) - target).pow(2).mean()
+        return regression_error(self.backbone, network, noised, target).mean()
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:

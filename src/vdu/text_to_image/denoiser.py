@@ -1,6 +1,6 @@
 """The text-conditional network of a miniature Stable Diffusion and its text encoder, trained together.
 
-    min over θ, τ of the `denoising_loss` of f_θ(z_t, t, τ(c))
+    min over θ, τ of the `training_loss` of f_θ(z_t, t, τ(c))
 
 z are the autoencoder's latents at unit variance. τ is a small CLIP text transformer (Radford et al., arXiv 2103.00020)
 that starts from nothing, so it learns what the pictures ask of it.
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from vdu.attention import write_out_attention
 from vdu.averaged_training import train_with_average
 from vdu.corpora.emoji import Emoji
-from vdu.denoising_loss import denoising_loss
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.templates import caption
 from vdu.training import checkpoint_writer, cycled_learning_rate, training_run
+from vdu.training_loss import training_loss
 
 __all__ = ["Denoiser", "train_denoiser"]
 
@@ -74,7 +74,7 @@ def _loss(
             predicted: Tensor = modules["unet"](z_t, t, encoder_hidden_states=text).sample
         return predicted
 
-    return denoising_loss(predict, scheduler, latents[index], settings.min_snr_gamma, g)
+    return training_loss(predict, scheduler, latents[index], settings.min_snr_gamma, g)
 
 
 def train_denoiser(recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer: Any, out: Path) -> Denoiser:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vdu.stratified_times import stratified_shares, times_at
 
-__all__ = ["denoising_loss", "min_snr_weight"]
+__all__ = ["min_snr_weight", "training_loss"]
 
 
 def min_snr_weight(alpha_bar: Tensor, gamma: float, prediction_type: str = "epsilon") -> Tensor:
@@ -39,7 +39,7 @@ def _regressed(scheduler: DDPMScheduler, x: Tensor, eps: Tensor, t: Tensor) -> T
     return x if scheduler.config.prediction_type == "sample" else eps
 
 
-def denoising_loss(
+def training_loss(
     predict: Callable[[Tensor, Tensor], Tensor], scheduler: DDPMScheduler, x: Tensor, gamma: float, g: torch.Generator
 ) -> Tensor:
     """A scalar for clean ``x`` ``(B, C, H, W)``, each at a time of its own; ``predict(x_t, t)`` is the network."""
