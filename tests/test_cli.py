@@ -9,11 +9,13 @@ import torch
 from conftest import make_pipeline, run_vdu
 from PIL import Image
 
+import vdu
 from vdu.bench.suite import read_suite
 from vdu.bench.tables import render
-from vdu.checkpoint import replacing
+from vdu.checkpoint import write_tensors
 from vdu.errors import VduError
 from vdu.methods import METHODS, find_method
+from vdu.output import replacing
 
 ROW_KEYS = {
     *("method", "target", "seed", "pul", "pul_low", "pul_high", "share_before", "share_after", "share_none"),
@@ -194,6 +196,59 @@ def test_a_file_never_takes_the_place_of_a_folder(command, folder, monkeypatch, 
         beside.write_text("instead")
     assert kept.read_text() == "keep me"
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypatch, capsys):
+    unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--overwrite", "--out")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("keep me")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
+    for read in (folder / "model", folder / "model" / "unet", folder / "bad", folder):
+        _refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is read")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
+    assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
+    assert (folder / "model" / "model_index.json").is_file()
+
+
+def test_an_output_is_written_through_a_link(folder):
+    for kind in "folder", "file":
+        real, link = folder / f"real-{kind}", folder / f"link-{kind}"
+        link.symlink_to(real)
+        for text in "first", "second":
+            with replacing(link) as beside:
+                if kind == "folder":
+                    beside.mkdir()
+                (beside / "a" if kind == "folder" else beside).write_text(text)
+        assert link.is_symlink()
+        assert (real / "a" if kind == "folder" else real).read_text() == "second"
+    with replacing(folder / ("n" * 250)) as beside:
+        beside.write_text("a name as long as it may be")
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_state_that_cannot_be_used_is_refused_before_the_work(folder, monkeypatch, capsys):
+    unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "out", "--state")
+    monkeypatch.setattr("vdu.unlearning.Preparation", None)  # nothing may be prepared
+    (folder / "file").write_text("no folder")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "file"), "is a file", "--state")
+    (folder / "state").mkdir()
+    (folder / "state" / "state.safetensors").write_bytes(b"junk")
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "is no state of a run")
+    write_tensors(folder / "state" / "state.safetensors", {"a": torch.ones(1)}, {"settings_hash": "another"})
+    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "other settings")
+
+
+def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
+    _refused(run_vdu(monkeypatch, capsys, "unlern"), "No such command", "unlearn")
+    _refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist"), "--forget")
+    _refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist", "--forget", "a", "--out", "b", "--seed", 2**64), "--seed")
+    _refused(run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", "--limit", -1), "--limit")
+    code, said, _ = run_vdu(monkeypatch, capsys, "--version")
+    assert (code, said) == (0, f"vdu {vdu.__version__}\n")
+    code, _, said = run_vdu(monkeypatch, capsys)
+    assert code == 2
+    assert "Commands:" in said
 
 
 def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from vdu import VduError, metrics
-from vdu.checkpoint import write_record
 from vdu.detector import Detection, Detector, load_detector
 from vdu.evaluation import figures
 from vdu.metrics import (
@@ -20,6 +19,7 @@ from vdu.metrics import (
     precision_recall,
     total_variation,
 )
+from vdu.output import write_record
 from vdu.reference import Reference, load_reference
 
 

@@ -180,8 +180,14 @@ def test_an_unsupported_pipeline_class_is_refused(forget):
 
 def test_networks_that_cannot_be_used_are_refused(forget):
     pipeline = make_pipeline()
-    for setting, said in ({"out_channels": 2}, "variance"), ({"sample_size": None}, "sample_size"):
-        unet = UNet2DModel.from_config(pipeline.unet.config | setting)
+    for setting, said in (
+        ({"out_channels": 2}, "variance"),
+        ({"sample_size": None}, "sample_size"),
+        ({"sample_size": 9}, "too odd"),
+        ({"class_embed_type": "timestep"}, "class-conditional"),
+        ({"in_channels": 4, "out_channels": 4}, "4-channel"),
+    ):
+        unet = UNet2DModel.from_config(dict(pipeline.unet.config) | {"_use_default_values": []} | setting)
         with pytest.raises(VduError, match=said):
             unlearn(DDPMPipeline(unet, pipeline.scheduler), forget)
     for scheduler, said in (
@@ -204,6 +210,88 @@ def test_a_half_precision_pipeline_is_worked_on_in_float32_and_left_alone(forget
     result = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32")
     assert pipeline.unet.dtype == torch.float16
     assert result.pipeline.unet.dtype == torch.float32
+
+
+def test_weights_that_are_missing_or_not_finite_are_refused(forget):
+    for value, said in ((float("nan"), "not all finite"), (None, "not whole")):
+        pipeline = make_pipeline()
+        if value is None:
+            pipeline.unet.conv_out.to("meta")
+        else:
+            pipeline.unet.conv_out.bias.data.fill_(value)
+        with pytest.raises(VduError, match=said):
+            unlearn(pipeline, forget)
+
+
+def test_a_model_of_fewer_times_than_sampler_steps_is_sampled_in_as_many_as_it_has():
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=5)
+    backbone = load_backbone(pipeline)
+    few, many = (sample(backbone, backbone.network, 2, 0, steps=steps) for steps in (5, 12))
+    assert torch.equal(few, many)
+
+
+def test_a_folder_of_half_precision_weights_only_is_read(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    assert weights_sha256(load_backbone(tmp_path).network) == weights_sha256(pipeline.unet)
+
+
+def test_gradients_are_on_whoever_calls(forget):
+    settings = SHORT | {"guard_every_steps": 0}
+    pipeline = make_pipeline()
+    plain = unlearn(pipeline, forget, "ga", settings=settings, precision="fp32")
+    with torch.inference_mode():
+        inside = unlearn(pipeline, forget, "ga", settings=settings, precision="fp32")
+    assert inside.record["result_sha256"] == plain.record["result_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "is a NoneType"),
+        ({"image": None}, "is a dict"),
+        (iter([]), "is a list_iterator"),
+        ([Path("a.png"), Image.new("L", (8, 8))], "row 0 of the forget set has no PIL image"),
+        (np.zeros((1, 8, 8)), "row 0 of the forget set has no PIL image"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.bool), "is bool"),
+        (torch.zeros(2, 1, 8, 8).to_sparse(), "sparse"),
+        (torch.zeros(0, 1, 8, 8), "no image"),
+        (torch.full((1, 1, 8, 8), float("nan")), "not finite"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused_with_what_would_be(given, said):
+    with pytest.raises(VduError, match=said):
+        load_image_set(given, (1, 8, 8))
+
+
+def test_one_image_and_a_tensor_that_looks_unscaled():
+    assert len(load_image_set(Image.new("L", (8, 8)), (1, 8, 8))) == 1
+    assert load_image_set(torch.rand(2, 1, 8, 8, requires_grad=True), (1, 8, 8)).notices
+    assert not load_image_set(torch.rand(2, 1, 8, 8) - 0.5, (1, 8, 8)).notices
+
+
+def test_hidden_folders_are_left_out_and_linked_ones_are_read(tmp_path):
+    for place in "a", "a/.git", "elsewhere/b":
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / place / "x.png")
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "a" / "round").symlink_to(tmp_path / "a")
+    found = load_image_set(tmp_path / "a", (1, 8, 8))
+    assert [str(path.relative_to(tmp_path / "a")) for path in found.files] == ["b/x.png", "x.png"]
+
+
+def test_of_a_film_the_first_picture_is_taken_and_said(tmp_path, monkeypatch):
+    first, second = (Image.new("L", (8, 8), level) for level in (0, 255))
+    first.save(tmp_path / "film.gif", save_all=True, append_images=[second])
+    found = load_image_set(tmp_path, (1, 8, 8))
+    assert float(found.images.max()) == -1
+    assert any("several pictures" in notice for notice in found.notices)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(VduError, match=r"film\.gif has too many pixels"):
+        load_image_set(tmp_path, (1, 8, 8))
+    with pytest.raises(VduError, match="is no folder of images"):
+        load_image_set(Path(__file__), (1, 8, 8))
 
 
 def test_the_pipeline_that_was_given_is_left_alone(forget):

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdu.errors import VduError
-    from vdu.evaluation import evaluate
+    from vdu.evaluation import Sampler, evaluate
     from vdu.relearning import relearn
     from vdu.result import Result
     from vdu.unlearning import unlearn
 
 __version__ = "0.1.0"
-__all__ = ["Result", "VduError", "evaluate", "relearn", "unlearn"]
+__all__ = ["Result", "Sampler", "VduError", "evaluate", "relearn", "unlearn"]
 
 _HOME = {
     "VduError": "errors",
     "unlearn": "unlearning",
     "Result": "result",
     "evaluate": "evaluation",
+    "Sampler": "evaluation",
     "relearn": "relearning",
 }
 

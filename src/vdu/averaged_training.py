@@ -19,8 +19,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vdu.checkpoint import load_state, replacing, save_state
+from vdu.checkpoint import load_state, save_state
 from vdu.ema import ema_update
+from vdu.output import replacing
 
 __all__ = ["TrainingRun", "train_with_average"]
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from vdu.augmentation import mirrored, moved_each, moved_together
 from vdu.bounds import Count, NotNegative, Positive
-from vdu.checkpoint import replacing
 from vdu.corpora import Corpus
 from vdu.errors import VduError
 from vdu.feature_classifier import FeatureClassifier
+from vdu.output import replacing
 from vdu.precision import autocast, resolve_precision
 from vdu.residual_classifier import ResidualClassifier
 from vdu.seeding import generator

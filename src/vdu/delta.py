@@ -53,6 +53,8 @@ def _flip(weights: Mapping[str, Tensor], differences: dict[str, Tensor], dtype: 
 def _moved(model: Backbone, delta: Path, start: str, end: str) -> Any:
     """The model's pipeline with the delta's bits flipped, checked against the hashes on both sides."""
     file = delta / DELTA_FILE if delta.is_dir() else delta
+    if not file.is_file():
+        raise VduError(f"{delta} is no delta: give the folder or file that `vdu unlearn --save delta` wrote")
     differences, metadata = read_tensors(file)
     if not {start, end, "dtype"} <= metadata.keys() or metadata["dtype"] not in DTYPES:
         raise VduError(f"{file} is not a delta of vdu: give what `vdu unlearn --save delta` wrote")

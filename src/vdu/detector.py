@@ -138,20 +138,31 @@ def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[T
     if not right:
         wanted = f"probabilities ({count}, {classes}) as a tensor, or those and features ({count}, D) as a tuple"
         raise VduError(f"{spec} was given {count} images and {classes} class_names: it must return {wanted}")
+    if not (probabilities.isfinite().all() and probabilities.min() >= 0 and probabilities.max() <= 1 + 1e-4):
+        raise VduError(f"{spec} gave numbers that are no probabilities: they must lie in 0 to 1 (logits.softmax(1))")
     return probabilities, features
 
 
+def _asked(function: Function, spec: str, images: Tensor) -> Any:
+    try:
+        return function(images)
+    except Exception as error:  # the user's own function may fail in any way
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise VduError(f"{spec} failed on {len(images)} images ({said})") from error
+
+
 def _from_function(function: Function, spec: str) -> Detector:
-    names = tuple(str(n) for n in getattr(function, "class_names", ()))
-    if not names:
-        raise VduError(f"{spec} has no attribute class_names: set it to the list of classes of its columns")
+    given = getattr(function, "class_names", ())
+    names = () if isinstance(given, str) else tuple(str(n) for n in given)
+    if not names or len(set(names)) < len(names):
+        raise VduError(f"{spec} has no list class_names of different names: set it to the classes of its columns")
     try:
         threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
     except (TypeError, ValueError) as error:
         raise VduError(f"{spec} has a threshold that is no number: {error}") from error
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _checked_answer(function(images), spec, len(images), len(names))
+        return _checked_answer(_asked(function, spec, images), spec, len(images), len(names))
 
     return Detector(spec, "function", names, threshold, judge)
 

@@ -36,6 +36,10 @@ class Sampler:
     count: int = 2000
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.count < 2 or self.steps < 1:
+            raise VduError(f"{self.count} samples in {self.steps} steps measure nothing: take 2 in 1 step, or more")
+
     def record(self) -> dict[str, Any]:
         """What a result file says of it, with the precision that ``auto`` stands for."""
         return {"name": SAMPLER, "steps": self.steps, "precision": resolve_precision(self.precision, self.device)}

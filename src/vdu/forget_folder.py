@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from vdu.checkpoint import refuse_existing, replacing
 from vdu.corpora import Corpus, load_corpus
 from vdu.errors import VduError
 from vdu.image_set import PROVENANCE_FILE
+from vdu.output import refuse_existing, replacing
 
 __all__ = ["FORGET_IMAGES", "prepare_forget_folder", "write_class_images"]
 

@@ -6,7 +6,9 @@ Accepts a folder, a list of files, a tensor, or any sequence of PIL images or ``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = ["CAPTION_FILES", "PROVENANCE_FILE", "SUFFIXES", "ImageSet", "image_to
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
 PROVENANCE_FILE = "provenance.json"
+ACCEPTED = "a folder, a list of files or of PIL images, a datasets.Dataset, or a tensor (N, C, H, W) in [-1, 1]"
 GREY_TOLERANCE_LEVELS = 8
 SMALLEST_UPSCALED_SHARE = 0.5
 ASPECT_TOLERANCE = 0.05
@@ -94,23 +97,42 @@ def _check_size(size: tuple[int, int], wanted: tuple[int, int], name: str) -> No
         raise VduError(f"{said}: too small to enlarge, give larger images")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> tuple[Image.Image, int]:
+    """The first picture of a file, upright, and how many there are in it."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image), getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise VduError(f"{path} has too many pixels to be read safely: make it smaller yourself") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise VduError(
             f"cannot read the image {path} ({type(error).__name__}): repair or remove it, or pass --skip-unreadable"
         ) from error
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below ``folder``, through symbolic links, without hidden ones and those of hidden folders."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
 def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
     if not folder.exists():
         raise VduError(f"no folder {folder}: give --{called} a folder of images")
     if not folder.is_dir():
+        if folder.suffix.lower() not in SUFFIXES:
+            raise VduError(f"{folder} is no folder of images: give --{called} one, unpacked")
         return [folder], ()
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(_files(folder))
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
         raise VduError(f"no images in {folder}: give a folder with {', '.join(sorted(SUFFIXES))} files")
@@ -128,13 +150,15 @@ def _from_files(
     kept: list[Path] = []
     for path in paths:
         try:
-            image = _open(path)
+            image, pictures = _open(path)
         except VduError:
             if not skip_unreadable:
                 raise
             skipped.append(path.name)
             continue
         tensor, said = image_to_tensor(image, shape, str(path))
+        if pictures > 1:
+            said.add("of files with several pictures the first was taken")
         tensors.append(tensor)
         kept.append(path)
         notices |= said
@@ -150,22 +174,30 @@ def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int], called: str) ->
         row = rows[index]
         image = next((row[k] for k in ("image", "img") if k in row), None) if isinstance(row, dict) else row
         if not isinstance(image, Image.Image):
-            raise VduError(f"row {index} of the {called} set has no PIL image under 'image' or 'img'")
+            raise VduError(f"row {index} of the {called} set has no PIL image under 'image' or 'img': give {ACCEPTED}")
         tensor, said = image_to_tensor(image, shape, f"row {index}")
         tensors.append(tensor)
         notices |= said
     return tensors, notices
 
 
-def _from_tensor(images: Tensor, shape: tuple[int, int, int], called: str) -> Tensor:
+def _from_tensor(images: Tensor, shape: tuple[int, int, int], called: str) -> tuple[Tensor, set[str]]:
+    if images.layout != torch.strided or not (images.is_floating_point() or images.dtype == torch.uint8):
+        kind = f"{images.dtype}, {images.layout}".replace("torch.", "")
+        raise VduError(f"the {called} tensor is {kind}: give floats in [-1, 1], or uint8")
     if tuple(images.shape[1:]) != shape:
         wanted = f"(N, {', '.join(map(str, shape))})"
         raise VduError(f"the {called} tensor is {tuple(images.shape)}: the model needs {wanted}")
+    if not len(images):
+        raise VduError(f"the {called} tensor holds no image")
     if images.dtype == torch.uint8:
-        images = images.float() / 127.5 - 1
-    if not torch.isfinite(images).all() or images.abs().max() > 1:
+        return images.float() / 127.5 - 1, set()
+    if not torch.isfinite(images).all():
+        raise VduError(f"the {called} tensor has values that are not finite")
+    if images.abs().max() > 1:
         raise VduError(f"the {called} tensor has values outside [-1, 1]: scale it as the model's training images were")
-    return images.float()
+    said = "no value of the tensor is below 0: images in [0, 1] must be scaled to [-1, 1]"
+    return images.detach().cpu().float(), {said} if images.min() >= 0 else set()
 
 
 def load_image_set(
@@ -177,13 +209,18 @@ def load_image_set(
     """
     notices: set[str] = set()
     files: tuple[Path, ...] = ()
+    if isinstance(source, Image.Image):
+        source = [source]
     if isinstance(source, Tensor):
-        tensors = list(_from_tensor(source, shape, called))
+        given, notices = _from_tensor(source, shape, called)
+        tensors = list(given)
     elif isinstance(source, (str, Path)):
         paths, ignored = _paths(Path(source), called)
         tensors, notices, files = _from_files(paths, shape, skip_unreadable)
         notices |= set(ignored)
-    elif len(source) and isinstance(source[0], (str, Path)):
+    elif isinstance(source, dict) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise VduError(f"the {called} set is a {type(source).__name__}: give {ACCEPTED}")
+    elif isinstance(source, (list, tuple)) and source and all(isinstance(p, (str, Path)) for p in source):
         tensors, notices, files = _from_files([Path(p) for p in source], shape, skip_unreadable)
     else:
         tensors, notices = _from_rows(source, shape, called)

@@ -22,17 +22,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdu.checkpoint import load_state, replacing, save_state
+from vdu.checkpoint import check_state, load_state, save_state
 from vdu.ema import ema_update
+from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.objective import Direction, MethodSettings
+from vdu.output import refuse_existing, replacing
 from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 
-__all__ = ["LoopResult", "StepRecord", "run_loop"]
+__all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop"]
 
 UNGUARDED_STATE_STEPS = 10
 HALVINGS = 3
+STATE_FILE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,10 @@ class _Run:
         with replacing(folder / "records.json") as beside:
             records = {"history": [asdict(r) for r in self.history], "checks": [asdict(c) for c in self.checks]}
             beside.write_text(json.dumps(records, allow_nan=False))
-        save_state(folder / "state.safetensors", step, self.modules(), self.optimizer, identity)
+        save_state(folder / STATE_FILE, step, self.modules(), self.optimizer, identity)
 
     def load(self, folder: Path, identity: str) -> int:
-        path = folder / "state.safetensors"
+        path = folder / STATE_FILE
         if not path.is_file():
             return 0
         done = load_state(path, self.modules(), self.optimizer, {identity})
@@ -180,6 +183,22 @@ class _Run:
         return None
 
 
+def run_digest(settings: MethodSettings, seed: int, precision: str, identity: dict[str, Any] | None) -> str:
+    """What tells a run from others: a state is gone on from only where it is the same."""
+    return hashlib.sha256(
+        json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode()
+    ).hexdigest()
+
+
+def check_resumable(state_folder: Path, digest: str) -> None:
+    """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``."""
+    if state_folder.exists() and not state_folder.is_dir():
+        raise VduError(f"{state_folder} is a file: give --state a folder")
+    if not state_folder.exists():
+        refuse_existing(state_folder, overwrite=False, folder=True)
+    check_state(state_folder / STATE_FILE, {digest})
+
+
 def run_loop(
     network: nn.Module,
     objective: Direction,
@@ -199,8 +218,8 @@ def run_loop(
     equal ``identity`` is continued.
     """
     run = _Run(network, objective, settings, guard, seed, precision)
-    digest = hashlib.sha256(json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode())
-    first = run.load(state_folder, digest.hexdigest()) if state_folder else 0
+    digest = run_digest(settings, seed, precision, identity)
+    first = run.load(state_folder, digest) if state_folder else 0
     step = first
     if guard and not run.checks:
         run.look(0)
@@ -222,5 +241,5 @@ def run_loop(
                 run.go_back(step)
             reason = run.verdict()
         if due and state_folder:
-            run.save(state_folder, step, digest.hexdigest())
+            run.save(state_folder, step, digest)
     return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks)

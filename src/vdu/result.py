@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
-from vdu.checkpoint import refuse_existing, replacing, write_record
 from vdu.delta import DELTA_FILE, write_delta
 from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError, nearest
@@ -19,6 +18,7 @@ from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
 from vdu.low_rank import write_lora
 from vdu.model_zoo import ZooModel
+from vdu.output import refuse_existing, replacing, write_record
 from vdu.parameters import LORA
 
 __all__ = ["Result", "check_form", "shipped_detector"]
@@ -44,7 +44,8 @@ class Result:
     def evaluate(
         self, detector: DetectorSource, target: str | None = None, *, reference: Any = None, **options: Any
     ) -> Evaluation:
-        """Measure the result (see `vdu.evaluate`); the report then shows the figures.
+        """Measure the result (see `vdu.evaluate`, which takes the ``options``, a ``sampler`` for one); the report then
+        shows the figures.
 
         Without ``target`` the class that the detector sees in most forget images is meant.
         """

@@ -48,5 +48,8 @@ def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     same_length = other.timesteps == backbone.timesteps
     if not (same_length and torch.allclose(other.alpha_bar, backbone.alpha_bar, atol=1e-5)):
         raise VduError("the teacher has another noise schedule than the model: give one trained with the same")
+    digest = weights_sha256(other.network)
+    if digest == weights_sha256(backbone.network):
+        raise VduError("the teacher is the model itself: give a model of the undesired content alone")
     named = str(model) if isinstance(model, (str, Path)) else type(model).__name__
-    return Teacher(other.network, weights_sha256(other.network), named)
+    return Teacher(other.network, digest, named)

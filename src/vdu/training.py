@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
-from vdu.checkpoint import replacing, write_tensors
+from vdu.checkpoint import write_tensors
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
+from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.recipe import Recipe, Training
 from vdu.schedules import cosine_to_zero

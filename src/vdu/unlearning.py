@@ -19,7 +19,7 @@ from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Inputs, read_inputs
 from vdu.judge import detector_judge, label_free_judge
-from vdu.loop import LoopResult, StepRecord, run_loop
+from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
 from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import named_model
@@ -36,9 +36,11 @@ from vdu.result import Result
 __all__ = ["unlearn"]
 
 
-def _check_share(share: float | None) -> None:
-    if share is not None and not 0 < share < 1:
+def _check_numbers(share: Any, seed: Any) -> None:
+    if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise VduError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class _Request:
         }
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def unlearn(
     model: Any,
     forget: Any,
@@ -160,7 +164,7 @@ def unlearn(
     started = time.monotonic()
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
-    _check_share(share)
+    _check_numbers(share, seed)
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
     zoo = named_model(model) if isinstance(model, str) else None
@@ -184,10 +188,13 @@ def unlearn(
     )
     request = _Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
+    folder, identity = Path(state_folder) if state_folder else None, request.identity()
+    if folder:
+        check_resumable(folder, run_digest(values, seed, precision, identity))
     if on_stage:
         on_stage("preparing")
     name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
-    return _carry_out(request, network, name, started, Path(state_folder) if state_folder else None, on_step)
+    return _carry_out(request, network, name, started, identity, folder, on_step)
 
 
 def _carry_out(
@@ -195,12 +202,13 @@ def _carry_out(
     network: nn.Module,
     name: str,
     started: float,
+    identity: dict[str, Any],
     state_folder: Path | None,
     on_step: Callable[[StepRecord, Check | None], None] | None,
 ) -> Result:
     """Prepare, train, and put the result together."""
     preparation, objective, guard = request.prepare(network)
-    prepared, identity = time.monotonic(), request.identity()
+    prepared = time.monotonic()
     outcome = run_loop(
         network,
         objective,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.checkpoint import replacing
 from vdu.classifier import save_classifier, train_classifier
 from vdu.corpora import Corpus
 from vdu.detector import load_detector
@@ -23,6 +22,7 @@ from vdu.evaluation import Sampler
 from vdu.forget_folder import FORGET_IMAGES, write_class_images
 from vdu.half_precision import write_half_precision
 from vdu.metrics import class_shares
+from vdu.output import replacing
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.recipe import Recipe

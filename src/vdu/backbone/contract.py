@@ -27,7 +27,7 @@ from vdu.errors import VduError, nearest
 from vdu.low_rank import merged_state
 from vdu.prompts import Prompts
 
-__all__ = ["Backbone", "check_schedule", "float32_copy", "placed", "weights_sha256"]
+__all__ = ["Backbone", "check_schedule", "check_weights", "float32_copy", "placed", "weights_sha256"]
 
 SOLVER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -62,6 +62,15 @@ def float32_copy(module: nn.Module) -> Any:
     shared: dict[int, Any] = {id(b): b for b in module.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     return copy.deepcopy(module, shared).float().eval().requires_grad_(False)
+
+
+def check_weights(pipeline: Any) -> None:
+    """Raises `VduError` for a network whose weights are not all there, or not all finite."""
+    for name, parameter in pipeline.unet.named_parameters():
+        if parameter.is_meta:
+            raise VduError(f"the network's weights lack {name!r}: the file is not whole, or of another network")
+        if not torch.isfinite(parameter.detach()).all():
+            raise VduError(f"the network's weights {name!r} are not all finite: give a model that works")
 
 
 def check_schedule(pipeline: Any) -> None:
@@ -249,7 +258,7 @@ class Backbone(ABC):
         solvers leave broken. Each sample's noise comes from its own one of the ``generators``.
         """
         scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **SOLVER)
-        scheduler.set_timesteps(steps, device=noise.device)
+        scheduler.set_timesteps(min(steps, self.timesteps), device=noise.device)
         x_t = noise
         for t in scheduler.timesteps:
             output = self.sampling_output(network, x_t, t.expand(len(x_t)).to(noise.device), c)

@@ -29,12 +29,18 @@ class DDPMBackbone(Backbone):
         if not isinstance(pipeline.unet, UNet2DModel):
             raise VduError(f"network {type(pipeline.unet).__name__} is not supported: the pipeline needs a UNet2DModel")
         config = pipeline.unet.config
-        if config.num_class_embeds:
+        if config.num_class_embeds or config.class_embed_type:
             raise VduError("a class-conditional UNet2DModel is not supported: give an unconditional one")
         if not config.sample_size:
             raise VduError("the UNet2DModel has no sample_size: set the size of its images in unet/config.json")
         if config.in_channels != config.out_channels:
             raise VduError("a UNet2DModel that predicts a variance too (out_channels ≠ in_channels) is not supported")
+        if config.in_channels not in (1, 3):
+            raise VduError(f"a model of {config.in_channels}-channel images is not supported: give one with 1 or 3")
+        sides = [config.sample_size] if isinstance(config.sample_size, int) else list(config.sample_size)
+        halvings = len(config.down_block_types) - 1
+        if any(side % 2**halvings for side in sides):
+            raise VduError(f"the UNet2DModel halves its images {halvings} times: its sample_size {sides} is too odd")
 
     def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         return network(x_t, t).sample.float()

@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 
-from vdu.backbone.contract import Backbone, check_schedule
+from vdu.backbone.contract import Backbone, check_schedule, check_weights
 from vdu.backbone.ddpm import DDPMBackbone
 from vdu.backbone.single_file import is_single_file, read_single_file
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
@@ -47,6 +47,13 @@ def _class_name(path: str) -> str:
         raise VduError(f"{index} is not valid JSON: write the pipeline again with save_pretrained") from error
 
 
+def _variant(folder: Path) -> str | None:
+    """``fp16`` for a folder that has its U-Net in that variant only."""
+    names = [file.name for file in (folder / "unet").glob("*.safetensors*")]
+    plain = any(".fp16." not in name for name in names)
+    return "fp16" if names and not plain else None
+
+
 def _read_pipeline(path: str, config: Path | None) -> Any:
     if is_single_file(path):
         return read_single_file(Path(path), config)
@@ -55,14 +62,15 @@ def _read_pipeline(path: str, config: Path | None) -> Any:
     try:
         name = _class_name(path)
         _refuse_unsupported(name)
-        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True)
+        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True, variant=_variant(Path(path)))
     except VduError:
         raise
     except ImportError as error:
         raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-        raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): safetensors weights only") from error
+        wanted = "it must be whole, with its weights as safetensors"
+        raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): {wanted}") from error
 
 
 def load_backbone(model: Any, prompts: Prompts | None = None, config: str | Path | None = None) -> Backbone:
@@ -79,6 +87,7 @@ def load_backbone(model: Any, prompts: Prompts | None = None, config: str | Path
     _refuse_unsupported(name)
     SUPPORTED[name].check(pipeline)
     check_schedule(pipeline)
+    check_weights(pipeline)
     backbone = SUPPORTED[name](pipeline)
     if prompts is not None:
         backbone.sample_from(prompts)

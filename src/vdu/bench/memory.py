@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 
 from vdu.bench.memory_modes import MODES, SIZES, Mode, RandomBackbone, make_objective, make_settings
-from vdu.checkpoint import write_record
 from vdu.errors import VduError, nearest
 from vdu.loop import run_loop
+from vdu.output import write_record
 from vdu.parameters import trained_copy
 
 __all__ = ["run_memory"]

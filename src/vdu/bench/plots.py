@@ -15,8 +15,8 @@ from statistics import mean
 from typing import Any
 
 from vdu.bench.tables import is_of_concepts, lead_figure, read_results, read_rows
-from vdu.checkpoint import replacing
 from vdu.errors import VduError, nearest
+from vdu.output import replacing
 
 __all__ = ["KINDS", "plot"]
 

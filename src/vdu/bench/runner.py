@@ -20,10 +20,10 @@ from PIL import Image
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.suite import Run, Suite, require_inputs, result_path, zoo_model
-from vdu.checkpoint import replacing, write_record
 from vdu.errors import VduError
 from vdu.methods import find_method
 from vdu.model_zoo import ZooModel
+from vdu.output import replacing, write_record
 from vdu.quiet import quiet
 from vdu.result import Result
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bayes_target import BayesTarget
-from vdu.checkpoint import write_record
 from vdu.denoising import Denoising, descend
 from vdu.errors import VduError
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
 from vdu.noising import Clean
 from vdu.objective import Objective
+from vdu.output import write_record
 from vdu.plasticity import Ascent
 from vdu.posterior import load_posterior
 from vdu.preparation import Preparation

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, Any, NoReturn
 
+import typer
+
+from vdu import __version__
 from vdu.cli import bench, data, delta, evaluation, methods, posterior, relearning, sampling, unlearning, zoo
 from vdu.cli.options import make_app
 from vdu.errors import VduError
 
 __all__ = ["app", "main"]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vdu {__version__}")
+        raise typer.Exit
+
 
 app = make_app("Make a diffusion model forget a folder of images, with evidence.")
 app.command(name="unlearn")(unlearning.unlearn_command)
@@ -25,13 +36,35 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(zoo.app, name="zoo")
 
 
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it")]
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point: bad input, and a file that cannot be read or written, is one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except VduError as error:
         sys.stderr.write(f"vdu: {error}\n")
         sys.exit(2)
     except OSError as error:
         sys.stderr.write(f"vdu: {error.strerror or error}: {error.filename or 'no file named'}\n")
         sys.exit(2)
+    except Exception as error:
+        _refuse_usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    """What the parser raises, which is click's under a name that depends on typer's version; all else is raised."""
+    if not hasattr(error, "format_message"):
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        sys.stderr.write(f"vdu: {' '.join(error.format_message().split())} (--help says what there is)\n")
+    sys.exit(2)

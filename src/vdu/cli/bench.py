@@ -22,7 +22,7 @@ Results = Annotated[Path, typer.Option(help="folder of result files")]
 def bench_run(
     suite: Suite,
     results: Results = Path("results"),
-    limit: Annotated[int | None, typer.Option(help="at most this many runs now")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most this many runs now")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
     forget: Annotated[
         Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
@@ -89,7 +89,7 @@ def bench_plot(
 ) -> None:
     """Plot PUL against u-FID, seconds, or the amount of images or checkpoints; or what became of every class."""
     from vdu.bench.plots import plot
-    from vdu.checkpoint import refuse_existing
+    from vdu.output import refuse_existing
 
     refuse_existing(out, overwrite)
     plot(kind, suite, results, out)

@@ -22,9 +22,9 @@ Out = Annotated[Path, typer.Option(help="where the pipeline goes")]
 def _save(
     model: str, delta: Path, out: Path, overwrite: bool, config: Path | None, move: Callable[[Backbone, Path], Any]
 ) -> None:
-    from vdu.checkpoint import refuse_existing, replacing
+    from vdu.output import refuse_existing, replacing
 
-    refuse_existing(out, overwrite, folder=True)
+    refuse_existing(out, overwrite, folder=True, inputs=(model, delta))
     pipeline = move(open_model(model, config=config), delta)
     with replacing(out) as beside:
         pipeline.save_pretrained(beside)

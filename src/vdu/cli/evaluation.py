@@ -70,10 +70,10 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare two models on paired samples: PUL, shares, u-FID, KID, precision and recall."""
-    from vdu.checkpoint import refuse_existing, write_record
     from vdu.device import resolve_device
     from vdu.evaluation import Sampler
     from vdu.evaluation import evaluate as compare
+    from vdu.output import refuse_existing, write_record
 
     if out:
         refuse_existing(out, overwrite)

@@ -42,7 +42,7 @@ DetectorOption = Annotated[
 ]
 Target = Annotated[str, typer.Option(help="the detector's class that was forgotten")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the output if it exists")]
-Seed = Annotated[int, typer.Option(help="random seed")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="random seed")]
 Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: bf16 where the device computes it")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: the best there is")]
 PromptsFile = Annotated[Path | None, typer.Option(help="text-to-image: what to ask samples with, one prompt a line")]

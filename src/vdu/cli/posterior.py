@@ -25,7 +25,7 @@ def posterior_checkpoints(
     overwrite: Overwrite = False,
 ) -> None:
     """From saved checkpoints of the pre-training run, streamed."""
-    from vdu.checkpoint import refuse_existing
+    from vdu.output import refuse_existing
     from vdu.posterior import from_checkpoints
 
     refuse_existing(out, overwrite)
@@ -43,9 +43,9 @@ def posterior_fisher(
     overwrite: Overwrite = False,
 ) -> None:
     """From the diagonal Fisher on the model's own samples: for a model with one checkpoint."""
-    from vdu.checkpoint import refuse_existing
     from vdu.device import resolve_device
     from vdu.noising import Clean
+    from vdu.output import refuse_existing
     from vdu.posterior import from_fisher
     from vdu.sampling import sample as draw
 
@@ -63,7 +63,7 @@ def posterior_isotropic(
     overwrite: Overwrite = False,
 ) -> None:
     """The same spread for every parameter: plain L2 to the released weights."""
-    from vdu.checkpoint import refuse_existing
+    from vdu.output import refuse_existing
     from vdu.posterior import isotropic
 
     refuse_existing(out, overwrite)

@@ -44,9 +44,9 @@ def relearn_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the unlearned model on forget images again: after how many steps is the class back?"""
-    from vdu.checkpoint import refuse_existing, write_record
     from vdu.device import resolve_device
     from vdu.evaluation import Sampler
+    from vdu.output import refuse_existing, write_record
     from vdu.relearning import Relearning, relearn
 
     if out:

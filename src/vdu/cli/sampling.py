@@ -62,8 +62,8 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a grid of samples."""
-    from vdu.checkpoint import refuse_existing, replacing
     from vdu.device import resolve_device
+    from vdu.output import refuse_existing, replacing
 
     refuse_existing(out, overwrite)
     place = resolve_device(device)

@@ -151,14 +151,14 @@ def unlearn_command(
     state: Annotated[Path | None, typer.Option(help="folder for the run's state; run again to resume")] = None,
 ) -> None:
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
-    from vdu.checkpoint import refuse_existing, require_space
     from vdu.methods import find_method, make_settings
+    from vdu.output import refuse_existing, require_space
     from vdu.result import check_form
 
     values = parse_settings(set_ or [])
     settings = make_settings(find_method(method), values)
     check_form(save, settings.parameters)
-    refuse_existing(out, overwrite, folder=True)
+    refuse_existing(out, overwrite, folder=True, inputs=(model, forget, retain, teacher, posterior, state))
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts, config)
     check_form(save, settings.parameters, backbone.pipeline)

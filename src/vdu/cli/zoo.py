@@ -34,7 +34,7 @@ def zoo_build(
 ) -> None:
     """Make a zoo folder from a finished training run; trains the classifier and measures quality."""
     quiet()
-    from vdu.checkpoint import refuse_existing
+    from vdu.output import refuse_existing
     from vdu.zoo_build import build_zoo_model
 
     refuse_existing(out, overwrite, folder=True)

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vdu.checkpoint import refuse_existing, replacing
 from vdu.errors import VduError
 from vdu.hashing import files_sha256
+from vdu.output import refuse_existing, replacing
 
 __all__ = ["KINDS", "LICENCES", "MERGES_FILE", "METADATA", "STYLES", "Emoji", "prepare_emoji", "read_emoji"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from vdu.checkpoint import replacing
 from vdu.corpora.emoji import read_emoji
+from vdu.output import replacing
 from vdu.text_to_image.autoencoder import encode_images, train_autoencoder
 from vdu.text_to_image.denoiser import Denoiser, train_denoiser
 from vdu.text_to_image.evaluators import CLASSES, train_evaluator

@@ -1,0 +1,135 @@
+"""An output: refused before the work where it cannot be written, written beside and renamed into place, never half.
+
+Symbolic links are written through. A folder is replaced only where it is empty or something that vdu wrote.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vdu.errors import VduError
+
+__all__ = ["refuse_existing", "replacing", "require_space", "write_record"]
+
+WRITTEN_BY_VDU = (
+    "unlearning.json",
+    "model_index.json",
+    "provenance.json",
+    "*/provenance.json",
+    "bpe_simple_vocab_16e6.txt.gz",
+)
+LONGEST_NAME_PART = 40
+
+
+def _place(target: Path) -> Path:
+    """Where ``target`` really is."""
+    place = target.resolve()
+    if not place.name:
+        raise VduError(f"{target} cannot be written: choose another --out")
+    return place
+
+
+def _nearest_folder(place: Path) -> Path:
+    """The first folder above ``place`` that exists."""
+    above = next(parent for parent in place.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise VduError(f"{above} is a file, so that nothing can be written below it: choose another --out")
+    return above
+
+
+def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False, inputs: Iterable[Any] = ()) -> None:
+    """Raise `VduError` for an output that exists (unless it is to be replaced) or that could not be written.
+
+    Also for a folder with something that vdu did not write, and for one that is, holds or lies in one of ``inputs``
+    (those that are paths): replacing it would take away what is read.
+    """
+    place = _place(target)
+    for given in inputs:
+        _refuse_overlap(target, given)
+    if place.exists():
+        if not overwrite:
+            raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
+        _refuse_other_kind(target, folder)
+        if folder and any(place.iterdir()) and not any(next(place.glob(mark), None) for mark in WRITTEN_BY_VDU):
+            raise VduError(f"{target} holds what vdu did not write: choose another --out, or remove it yourself")
+    parent = _nearest_folder(place)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise VduError(f"{parent} may not be written to: choose another --out")
+
+
+def _refuse_overlap(target: Path, given: Any) -> None:
+    if not isinstance(given, (str, Path)) or not Path(given).exists():
+        return
+    place, read = _place(target), Path(given).resolve()
+    if place == read or place in read.parents or read in place.parents:
+        raise VduError(f"{target} is, holds or lies in {given}, which is read: choose another --out")
+
+
+def _refuse_other_kind(target: Path, folder: bool) -> None:
+    if target.is_dir() != folder:
+        kind, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another --out")
+
+
+def require_space(target: Path, needed_bytes: int) -> None:
+    """Raise `VduError` when the disk of ``target`` has less than ``needed_bytes`` free."""
+    free_bytes = shutil.disk_usage(_nearest_folder(_place(target))).free
+    if free_bytes < needed_bytes:
+        sizes = f"{needed_bytes / 1e6:,.0f} MB are needed, {free_bytes / 1e6:,.0f} MB free"
+        raise VduError(f"no space left on the disk for {target} ({sizes}): free some space and run again")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target``; rename it over ``target`` only when the block succeeds.
+
+    Works for files and folders. Raises `VduError` when the disk is full, or where a folder would give way to a file or
+    a file to a folder; ``target`` is then as it was.
+    """
+    place = _place(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside, retired = (
+        place.with_name(f".{place.name[:LONGEST_NAME_PART]}.{kind}-{os.getpid()}") for kind in ("partial", "old")
+    )
+    try:
+        yield beside
+        if place.exists():
+            _refuse_other_kind(target, folder=beside.is_dir())
+        if place.is_dir():
+            place.rename(retired)
+        beside.replace(place)
+    except Exception as error:
+        if retired.exists() and not place.exists():
+            retired.rename(place)
+        if _is_disk_full(error):
+            raise VduError(f"no space left on the disk for {target}: free some space and run again") from error
+        raise
+    finally:
+        for leftover in (beside, retired):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """True for a full disk, quota or file size limit, also where safetensors has wrapped it in a text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    said = str(error) if isinstance(error, (SafetensorError, OSError)) else ""
+    return "No space left" in said or "File too large" in said
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write one JSON file atomically. What could not be measured is None: NaN is no JSON, and a `ValueError` here."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
