@@ -160,6 +160,25 @@ def test_a_function_that_answers_otherwise_than_agreed_is_refused(answer):
         load_detector(_answering(answer))(PICTURES)
 
 
+@pytest.mark.parametrize("answer", [HALVES * float("nan"), HALVES * 6 - 2])
+def test_numbers_that_are_no_probabilities_are_refused(answer):
+    with pytest.raises(VduError, match="no probabilities"):
+        load_detector(_answering(answer))(PICTURES)
+
+
+def test_a_function_that_fails_and_classes_that_are_no_list_of_names_are_one_line():
+    def judge(images):
+        return 1 / 0
+
+    for names in ("ab", ["cat", "cat"], []):
+        judge.class_names = names
+        with pytest.raises(VduError, match="no list class_names"):
+            load_detector(judge)
+    judge.class_names = ["cat", "dog"]
+    with pytest.raises(VduError, match=r"failed on 5 images \(ZeroDivisionError"):
+        load_detector(judge)(PICTURES)
+
+
 @pytest.mark.parametrize("spec", [":judge", "..a:b", "broken:judge", "absent:judge", "json:nothing"])
 def test_a_function_that_cannot_be_imported_is_one_line(spec, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("def judge(:\n")

@@ -11,13 +11,25 @@ from vdu.captions import forget_captions, retain_captions
 from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError
 from vdu.image_set import ImageSet, load_image_set
-from vdu.model_zoo import ZooModel
 from vdu.noising import Clean
 from vdu.posterior import Posterior, load_posterior
 from vdu.prompts import Prompts
 from vdu.teacher import Teacher, load_teacher
 
-__all__ = ["Inputs", "read_inputs"]
+__all__ = ["Given", "Inputs", "read_inputs"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller gave, as `vdu.unlearn` takes it; nothing of it is read yet."""
+
+    forget: Any
+    retain: Any = None
+    teacher: Any = None
+    posterior: str | Path | Posterior | None = None
+    detector: DetectorSource | None = None
+    target: str | None = None
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,29 +78,19 @@ class Inputs:
         }
 
 
-def read_inputs(
-    backbone: Backbone,
-    zoo: ZooModel | None,
-    *,
-    forget: Any,
-    retain: Any,
-    teacher: Any,
-    posterior: str | Path | Posterior | None,
-    detector: DetectorSource | None,
-    target: str | None,
-    skip_unreadable: bool,
-) -> Inputs:
-    """Read all that was given for ``backbone``. Raises `VduError` for the first thing that does not fit."""
-    undesired = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+def read_inputs(backbone: Backbone, given: Given) -> Inputs:
+    """Read all that was ``given`` for ``backbone``. Raises `VduError` for the first thing that does not fit."""
+    skip = given.skip_unreadable
+    undesired = load_image_set(given.forget, backbone.shape, skip_unreadable=skip)
     kept = None
-    if retain is not None:
-        kept = load_image_set(retain, backbone.shape, called="retain", skip_unreadable=skip_unreadable)
+    if given.retain is not None:
+        kept = load_image_set(given.retain, backbone.shape, called="retain", skip_unreadable=skip)
         _refuse_overlap(undesired, kept)
-    taught = load_teacher(teacher, backbone) if teacher is not None else None
-    prior = _prior(posterior, zoo, backbone)
-    judge = load_detector(detector) if detector is not None else None
-    counted = (judge, judge.class_index(target or most_seen_class(judge, undesired))) if judge else None
-    captions = forget_captions(backbone, forget, undesired), retain_captions(backbone, retain, kept)
+    taught = load_teacher(given.teacher, backbone) if given.teacher is not None else None
+    prior = _prior(given.posterior, backbone)
+    judge = load_detector(given.detector) if given.detector is not None else None
+    counted = (judge, judge.class_index(given.target or most_seen_class(judge, undesired))) if judge else None
+    captions = forget_captions(backbone, given.forget, undesired), retain_captions(backbone, given.retain, kept)
     return Inputs(undesired, kept, taught, prior, counted, captions, backbone.prompts)
 
 
@@ -99,10 +101,7 @@ def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:
         raise VduError(f"{both} of the images to keep are images to forget too: take them out of the --retain set")
 
 
-def _prior(posterior: Any, zoo: ZooModel | None, backbone: Backbone) -> Posterior | None:
-    """The posterior that was given, or the shipped one where the model is a shipped one."""
-    if posterior is None:
-        posterior = zoo.shipped_posterior if zoo else None
-    if posterior is None:
-        return None
-    return posterior if isinstance(posterior, Posterior) else load_posterior(Path(posterior), backbone)
+def _prior(posterior: str | Path | Posterior | None, backbone: Backbone) -> Posterior | None:
+    if posterior is None or isinstance(posterior, Posterior):
+        return posterior
+    return load_posterior(Path(posterior), backbone)

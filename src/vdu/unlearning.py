@@ -17,7 +17,7 @@ from vdu.detector import DetectorSource
 from vdu.device import resolve_device
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
-from vdu.inputs import Inputs, read_inputs
+from vdu.inputs import Given, Inputs, read_inputs
 from vdu.judge import detector_judge, label_free_judge
 from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
 from vdu.low_rank import factors
@@ -171,21 +171,11 @@ def unlearn(
     prior = zoo.shipped_posterior if zoo and posterior is None else posterior
     prompts = zoo.prompts if zoo and prompts is None else prompts
     words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
-    given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": prior, "prompt": words}
-    check_needs(chosen, given)
+    given = Given(forget, retain, teacher, prior, detector, target, skip_unreadable)
+    check_needs(chosen, vars(given) | {"prompt": words})
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
-    inputs = read_inputs(
-        backbone,
-        zoo,
-        forget=forget,
-        retain=retain,
-        teacher=teacher,
-        posterior=posterior,
-        detector=detector,
-        target=target,
-        skip_unreadable=skip_unreadable,
-    )
+    inputs = read_inputs(backbone, given)
     request = _Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
     folder, identity = Path(state_folder) if state_folder else None, request.identity()
