@@ -160,7 +160,7 @@ def test_a_function_that_answers_otherwise_than_agreed_is_refused(answer):
         load_detector(_answering(answer))(PICTURES)
 
 
-@pytest.mark.parametrize("answer", [HALVES * float("nan"), HALVES * 6 - 2])
+@pytest.mark.parametrize("answer", [HALVES * float("nan"), HALVES * 6, HALVES - 1])
 def test_numbers_that_are_no_probabilities_are_refused(answer):
     with pytest.raises(VduError, match="no probabilities"):
         load_detector(_answering(answer))(PICTURES)
