@@ -204,9 +204,9 @@ def test_a_shipped_model_without_the_one_classifier_is_unlearned_without_figures
     [
         ('"noto"', '"nota"', "tiny knows no class 'nota': did you mean 'noto'"),
         ("sampler_steps = 2", "sampler_steps = 2\nsamples = 100", "not both"),
-        ("{target}", "style", "String should match pattern"),
-        ('prompt = "concept"', 'prompt = "words"', "Input should be 'none' or 'concept'"),
-        ("words = 2", "word = 2", "Extra inputs are not permitted"),
+        ("{target}", "style", "string should match pattern"),
+        ('prompt = "concept"', 'prompt = "words"', "input should be 'none' or 'concept'"),
+        ("words = 2", "word = 2", "concept.attack.word is no setting"),
     ],
 )
 def test_a_suite_that_cannot_be_run_is_one_line(old, new, said, suite):

@@ -193,6 +193,7 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     write(tmp_path / "one.safetensors", (UNET, VAE, CLIP))
     write(tmp_path / "xl.safetensors", (UNET, VAE, *SDXL))
     (tmp_path / "model.ckpt").write_bytes(b"")
+    (tmp_path / "bad").mkdir()
     for name, said in (
         ("one.safetensors", "go online once, or give --config FOLDER"),
         ("xl.safetensors", "stable-diffusion-xl-base-1.0) are not here"),
@@ -200,7 +201,7 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
         ("absent.safetensors", "no file"),
     ):
         code, _, err = run_vdu(
-            monkeypatch, capsys, "unlearn", tmp_path / name, "--forget", tmp_path, "--out", tmp_path / "clean"
+            monkeypatch, capsys, "unlearn", tmp_path / name, "--forget", tmp_path / "bad", "--out", tmp_path / "clean"
         )
         assert code == 2
         assert len(err.strip().splitlines()) == 1
