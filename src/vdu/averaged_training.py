@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vdu.checkpoint import load_state, save_state
 from vdu.ema import ema_update
+from vdu.gradients import descend
 from vdu.output import replacing
 
 __all__ = ["TrainingRun", "train_with_average"]
@@ -72,15 +73,6 @@ class _Log:
         self._losses.clear()
 
 
-def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_gradient_norm: float) -> float:
-    """One optimiser step; returns the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
-    optimizer.step()
-    return loss.item()
-
-
 def train_with_average(
     model: M,
     run: TrainingRun,
@@ -100,7 +92,9 @@ def train_with_average(
     log = _Log(run.log, first)
     for step in range(first, run.steps):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step)
-        log.add(_descend(model, optimizer, loss_at(step), run.max_gradient_norm))
+        loss = loss_at(step)
+        descend(optimizer, loss, run.max_gradient_norm)
+        log.add(loss.item())
         ema_update(average, model, run.ema_decay, step)
         done = step + 1
         state_is_due = done % run.state_every_steps == 0

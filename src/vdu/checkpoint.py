@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdu.errors import VduError
 from vdu.output import replacing
 
-__all__ = ["check_state", "load_state", "read_tensors", "save_state", "write_tensors"]
+__all__ = ["check_state", "load_state", "open_tensors", "read_tensors", "save_state", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -25,14 +26,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(beside), metadata=metadata)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; `VduError` where it cannot be read."""
+def open_tensors(path: Path) -> Any:
+    """A safetensors file whose tensors are not read yet; `VduError` where it cannot be read."""
     try:
-        tensors = load_file(str(path))
-        with safe_open(str(path), framework="pt") as file:
-            return tensors, file.metadata() or {}
+        return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         raise VduError(f"cannot read {path} as safetensors ({error}): give a .safetensors file") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; `VduError` where it cannot be read."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _moving(module: nn.Module) -> dict[str, Tensor]:

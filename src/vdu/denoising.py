@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone
 from vdu.noising import Clean, Noised, draw
 
-__all__ = ["Denoising", "descend", "prediction_error", "regression_error"]
-
-LONGEST_GRADIENT = 1.0
+__all__ = ["Denoising", "prediction_error", "regression_error"]
 
 
 def regression_error(backbone: Backbone, network: nn.Module, noised: Noised, target: Tensor) -> Tensor:
@@ -27,14 +25,6 @@ def regression_error(backbone: Backbone, network: nn.Module, noised: Noised, tar
 def prediction_error(backbone: Backbone, network: nn.Module, noised: Noised) -> Tensor:
     """The same with the target ``y``."""
     return regression_error(backbone, network, noised, backbone.from_eps(noised.eps, noised.x_t, noised.t))
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of ``optimizer`` down ``loss``; longer gradients are cut to 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], LONGEST_GRADIENT)
-    optimizer.step()
 
 
 class Denoising:

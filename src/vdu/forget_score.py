@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vdu.backbone import Backbone
-from vdu.denoising import Denoising, descend
-from vdu.gradients import trained
+from vdu.denoising import Denoising
+from vdu.gradients import descend, trained
 from vdu.noising import Clean
 from vdu.parameters import LORA, trained_copy
 from vdu.precision import autocast

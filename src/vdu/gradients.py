@@ -1,4 +1,4 @@
-"""Gradients of several losses of the same parameters, taken apart: lists of tensors in the parameters' order."""
+"""Gradients of one loss, stepped down, or of several of the same parameters, taken apart: lists in their order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradients", "inner", "trained", "write_gradients"]
+__all__ = ["descend", "gradients", "inner", "trained", "write_gradients"]
 
 
 def trained(network: nn.Module) -> list[Tensor]:
     """The parameters that require gradients."""
     return [p for p in network.parameters() if p.requires_grad]
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, longest: float = 1.0) -> None:
+    """One step of ``optimizer`` down ``loss``; gradients longer than ``longest`` are cut to it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], longest)
+    optimizer.step()
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:

@@ -1,12 +1,14 @@
-"""One SHA-256 for several files, in the order in which they are read."""
+"""One SHA-256 for several files, in the order in which they are read, or for several tensors, by name."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["files_sha256"]
+from torch import Tensor
+
+__all__ = ["files_sha256", "tensors_sha256"]
 
 
 def files_sha256(paths: Iterable[Path], names_below: Path | None = None) -> str:
@@ -16,4 +18,13 @@ def files_sha256(paths: Iterable[Path], names_below: Path | None = None) -> str:
         if names_below is not None:
             digest.update(f"{path.relative_to(names_below).as_posix()}\0".encode())
         digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and values, whatever precision and device they are in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -11,7 +11,6 @@ Panda et al., arXiv 2510.04058 (checkpoints); diagonal empirical Fisher of the s
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, weights_sha256
-from vdu.checkpoint import write_tensors
+from vdu.checkpoint import open_tensors, write_tensors
 from vdu.errors import VduError, nearest
+from vdu.hashing import tensors_sha256
 from vdu.noising import Clean, noised
 from vdu.seeding import generator
 
@@ -62,22 +62,21 @@ class Posterior:
     floor_share: float
 
     @property
+    def _tensors(self) -> dict[str, Tensor]:
+        variance = {f"variance.{k}": v for k, v in self.variance.items()}
+        return variance | {f"mean.{k}": v for k, v in (self.mean or {}).items()}
+
+    @property
     def sha256(self) -> str:
         """Hash of all numbers in it."""
-        digest = hashlib.sha256()
-        for tensors in (self.variance, self.mean or {}):
-            for name, tensor in sorted(tensors.items()):
-                digest.update(name.encode())
-                digest.update(tensor.float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_sha256(self._tensors)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """One safetensors file: ``variance.*``, ``mean.*`` where it is not the model's weights, metadata as strings.
 
         ``dtype`` of the variances: bfloat16 keeps them to 0.4 %, far finer than what K checkpoints can tell.
         """
-        tensors = {f"variance.{k}": v.to(dtype) for k, v in self.variance.items()}
-        tensors |= {f"mean.{k}": v for k, v in (self.mean or {}).items()}
+        tensors = {k: v.to(dtype) if k.startswith("variance.") else v for k, v in self._tensors.items()}
         metadata = {
             "source": self.source,
             "count": str(self.count),
@@ -145,11 +144,7 @@ def _checkpoint_file(path: Path) -> Path:
 
 def _open_checkpoint(path: Path, anchor: dict[str, Tensor]) -> Any:
     """The tensors of a checkpoint, none of them read yet. Raises `VduError` for names or shapes of another model."""
-    file_path = _checkpoint_file(path)
-    try:
-        file = safe_open(str(file_path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise VduError(f"cannot read {file_path} as safetensors ({error}): give a .safetensors file") from error
+    file = open_tensors(_checkpoint_file(path))
     names = set(file.keys())
     for name, parameter in anchor.items():
         if name not in names:

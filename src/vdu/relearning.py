@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, load_backbone, weights_sha256
-from vdu.denoising import Denoising, descend
+from vdu.denoising import Denoising
 from vdu.detector import Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.evaluation import Sampler, load_alike
+from vdu.gradients import descend
 from vdu.image_set import load_image_set
 from vdu.metrics import Interval, share_interval
 from vdu.noising import Clean

@@ -24,6 +24,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vdu.errors import VduError, nearest
+from vdu.hashing import tensors_sha256
 from vdu.low_rank import merged_state
 from vdu.prompts import Prompts
 
@@ -36,11 +37,7 @@ SMALLEST_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and 
 
 def weights_sha256(network: nn.Module) -> str:
     """Hash of all named weights; the identity of a model in posteriors and results."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(network.state_dict())
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bayes_target import BayesTarget
-from vdu.denoising import Denoising, descend
+from vdu.denoising import Denoising
 from vdu.errors import VduError
+from vdu.gradients import descend
 from vdu.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
 from vdu.noising import Clean
