@@ -126,8 +126,8 @@ class _Run:
         check = self.guard.check(self.average.eval(), step) if step else self.guard.start()
         check = replace(check, way=way)
         self.network.train()
-        sound = [c.rank for c in self.checks if not c.broken]
-        if not check.broken and (not sound or check.rank <= min(sound)):
+        best = self.best_look()
+        if not check.broken and (best is None or check.rank <= best.rank):
             self.best.load_state_dict(self.average.state_dict())
         self.checks.append(check)
         return check
