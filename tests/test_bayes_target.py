@@ -14,7 +14,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _estimated_share, _folds, best_bin_share, responsibilities
+from vdu.responsibility import _estimated_share, _folds, _levelled, best_bin_share, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -82,15 +82,24 @@ def test_responsibilities_find_the_undesired_samples_and_their_share_without_lab
 
 def test_a_given_share_sets_the_level(clusters):
     forget, own, _ = clusters
-    low, high = (float(responsibilities(forget, own, 0, share).mean()) for share in (0.1, 0.4))
-    assert low < 0.2 < high
+    for share in (0.1, 0.4):
+        assert float(responsibilities(forget, own, 0, share).mean()) == pytest.approx(share, abs=1e-4)
+
+
+def test_the_level_moves_soft_scores_until_their_mean_is_the_share():
+    scores, counted = torch.linspace(-3, 5, 81), torch.arange(81) % 3 > 0
+    c = _levelled(scores, 0.07, counted)
+    assert float(c[counted].mean()) == pytest.approx(0.07, abs=1e-6)
+    shift = torch.logit(c) - scores
+    assert float(shift.max() - shift.min()) < 1e-3
+    assert _levelled(torch.zeros(4), 0.25, torch.ones(4, dtype=torch.bool)).tolist() == pytest.approx([0.25] * 4)
 
 
 def test_a_given_share_is_one_of_what_was_not_asked_for_with_found_prompts(clusters):
     forget, own, _ = clusters
     sought = torch.arange(200) % 4 == 1
     c = responsibilities(forget, own, 0, 0.3, sought)
-    assert float((c[~sought] > 0.5).double().mean()) == pytest.approx(0.3, abs=1 / 150)
+    assert float(c[~sought].mean()) == pytest.approx(0.3, abs=1e-4)
 
 
 def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(clusters, monkeypatch):
@@ -122,10 +131,22 @@ def test_a_share_is_bounded_in_each_group_apart():
     assert alone == pytest.approx([1 / 80, 0.9])
 
 
-def test_one_forget_image_is_enough_to_run(clusters):
+def test_one_forget_image_is_enough_where_the_share_is_known(clusters):
     _, own, undesired = clusters
-    c = responsibilities(bank_of(torch.tensor([2.0]), 7), own, seed=0)
+    c = responsibilities(bank_of(torch.tensor([2.0]), 7), own, 0, 0.2)
     assert c[undesired].mean() > c[~undesired].mean() + 0.3
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "source"), [(1, None, "assumed"), (1, 0.3, "given"), (2, None, "estimated")]
+)
+def test_the_share_of_one_forget_image_is_assumed(backbone, forget, images, given, source):
+    preparation = Preparation(backbone, Clean(forget[:images]), seed=0, own_count=8, given_share=given)
+    assert preparation.share_source == (None if given is None else "given")
+    c = preparation.responsibilities
+    assert preparation.share_source == source
+    assert preparation.share == pytest.approx({"assumed": 0.05, "given": 0.3}.get(source, float(c.mean())))
+    assert float(c.mean()) == pytest.approx(preparation.share, abs=1e-4)
 
 
 def test_rho_has_the_share_as_its_mean_and_falls_to_it_where_noise_hides_the_image(clusters):

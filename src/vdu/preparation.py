@@ -29,6 +29,7 @@ __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
 OWN_SAMPLES = 512
 SCORE_STEPS = 100
+SHARE_OF_ONE = 0.05
 
 
 @dataclass
@@ -166,17 +167,26 @@ class Preparation:
         forget, own, asked, found = self.forget_bank, self.own_bank, self.own_samples.c, self.found_prompts
         self.begin("finding the undesired part of its images")
         sought = None if asked is None or found is None else torch.isin(asked, found)
-        return responsibilities(forget, own, self.seed, self.given_share, sought)
+        return responsibilities(forget, own, self.seed, self._known_share, sought)
 
     @property
-    def estimated(self) -> bool:
-        """Whether c and π were asked for."""
-        return "responsibilities" in self.__dict__
+    def _known_share(self) -> float | None:
+        """π where it need not be estimated: as given; that of a single image, which cannot be held out, is assumed."""
+        return SHARE_OF_ONE if self.given_share is None and len(self.forget) == 1 else self.given_share
+
+    @property
+    def share_source(self) -> str | None:
+        """``given``, ``assumed`` or ``estimated``; None where the method has not asked for it."""
+        if self.given_share is not None:
+            return "given"
+        if "responsibilities" not in self.__dict__:
+            return None
+        return "assumed" if len(self.forget) == 1 else "estimated"
 
     @property
     def share(self) -> float:
-        """π, the undesired share of what the model makes: as given, or estimated without labels."""
-        return float(self.responsibilities.mean()) if self.given_share is None else self.given_share
+        """π, the undesired share of what the model makes: as given, assumed, or estimated without labels."""
+        return float(self.responsibilities.mean()) if self._known_share is None else self._known_share
 
     @cached_property
     def discriminator(self) -> Discriminator:

@@ -1,9 +1,9 @@
 """Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, no labels.
 
-    first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − its (1 − π) quantile)
+    first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − a)
     M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
-    E-step    c = σ(score − its (1 − π) quantile); the score is the mean logit over the draws of an image, from heads
-              that have not seen that image
+    E-step    c = σ(score − a), with the a that makes π the mean of c; the score is the mean logit over the draws of
+              an image, from heads that have not seen that image
 
 Where some own samples were asked for with prompts that bring the forget images (`vdu.inversion`), the first heads are
 an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π is bounded
@@ -37,6 +37,8 @@ EARLY = 0.5
 STEPS = 150
 BATCH_SIZE = 128
 AT_FIRST = 0.8
+LARGEST_SHIFT = 20.0  # beyond any score; σ(−20) is nothing
+HALVINGS = 50
 
 
 def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1) -> float:
@@ -71,7 +73,7 @@ def _held_out_scores(
 ) -> tuple[Tensor, Tensor]:
     """Mean logits of the forget images ``(N,)`` and the own samples ``(M,)``, each from a head that has not seen it.
 
-    ``fold_o`` ``(M,)``: the fold of each own sample. A single forget image cannot be held out.
+    ``fold_o`` ``(M,)``: the fold of each own sample. A single forget image cannot be held out: give its share.
     """
     folds_f = min(FOLDS, forget.images)
     fold_f = torch.arange(forget.images) % folds_f
@@ -97,13 +99,23 @@ def _estimated_share(score_f: Tensor, score_o: Tensor, groups: list[Tensor]) -> 
     return undesired / len(score_o)
 
 
+def _levelled(scores: Tensor, share: float, counted: Tensor) -> Tensor:
+    """c ``(M,)`` of ``scores``, shifted so that its mean over the ``counted`` ``(M,)`` is ``share``. By bisection."""
+    scores = scores.double()
+    low, high = scores.min() - LARGEST_SHIFT, scores.max() + LARGEST_SHIFT
+    for _ in range(HALVINGS):
+        a = (low + high) / 2
+        low, high = (a, high) if float((scores[counted] - a).sigmoid().mean()) > share else (low, a)
+    return (scores - high).sigmoid().float()
+
+
 def responsibilities(
     forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, sought: Tensor | None = None
 ) -> Tensor:
-    """c ``(M,)`` in 0 … 1 of the own samples; its mean is about π.
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π.
 
-    ``sought`` ``(M,)``: which of them were asked for with prompts that were found for the forget images. ``share`` sets
-    the level so that π among the others is about that.
+    ``sought`` ``(M,)``: which of them were asked for with prompts that were found for the forget images. ``share`` is
+    π among the others, where it is known.
     """
     everything = torch.ones(own.images, dtype=torch.bool)
     groups = [everything] if sought is None else [~sought, sought]
@@ -114,6 +126,6 @@ def responsibilities(
         score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
         if share is None:
             share = _estimated_share(score_f, score_o, groups)
-        labels = (score_o - score_o[counted].quantile(1 - share)).sigmoid()
+        labels = _levelled(score_o, share, counted)
     assert labels is not None
     return labels

@@ -95,11 +95,6 @@ class _Request:
             "posterior": prior.sha256 if prior else None,
         } | self.inputs.identity()
 
-    def _share_source(self, preparation: Preparation) -> str | None:
-        if self.share is not None:
-            return "given"
-        return "estimated" if preparation.estimated else None
-
     def record(self, preparation: Preparation, outcome: LoopResult) -> dict[str, Any]:
         """Settings, inputs, steps and looks of the guard."""
         prior = preparation.given_posterior if "posterior" in self.values.needs else None
@@ -110,8 +105,8 @@ class _Request:
             **self.inputs.record(),
             "method": self.method.name,
             "settings": self.values.model_dump(),
-            "share": preparation.share if preparation.estimated else self.share,
-            "share_source": self._share_source(preparation),
+            "share": preparation.share if preparation.share_source else None,
+            "share_source": preparation.share_source,
             "prompts_found": 0 if preparation.found_prompts is None else len(preparation.found_prompts),
             "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
             if prior

@@ -21,7 +21,7 @@ class Settings(vdu_bayes.Settings):
     steps: Count = 80
     batch_size: Count = 16
     own_samples: Samples = 256
-    bank_items: Count = 1024
+    bank_items: Count = 1536
     score_steps: Count = 50
     inversion_steps: int = Field(40, ge=0)
     guard_every_steps: int = Field(80, ge=0)
