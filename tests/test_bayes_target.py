@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _estimated_share, _folds, _levelled, best_bin_share, responsibilities
+from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, best_bin_share, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -87,12 +89,22 @@ def test_a_given_share_sets_the_level(clusters):
 
 
 def test_the_level_moves_soft_scores_until_their_mean_is_the_share():
-    scores, counted = torch.linspace(-3, 5, 81), torch.arange(81) % 3 > 0
-    c = _levelled(scores, 0.07, counted)
-    assert float(c[counted].mean()) == pytest.approx(0.07, abs=1e-6)
-    shift = torch.logit(c) - scores
-    assert float(shift.max() - shift.min()) < 1e-3
-    assert _levelled(torch.zeros(4), 0.25, torch.ones(4, dtype=torch.bool)).tolist() == pytest.approx([0.25] * 4)
+    scores, counted = torch.linspace(-3, 5, 81).double(), torch.arange(81) % 3 > 0
+    moved = _levelled(scores, 0.07, counted)
+    assert float(moved[counted].sigmoid().mean()) == pytest.approx(0.07, abs=1e-6)
+    torch.testing.assert_close(moved - moved[0], scores - scores[0])
+
+
+@pytest.mark.parametrize("softened", [0.7, 2.0, 5.0])
+def test_level_and_temperature_bring_the_true_posterior_back_from_scores_too_soft_or_too_sharp(softened):
+    pi, n = 0.15, 20_000
+    g = torch.Generator().manual_seed(0)
+    undesired = torch.arange(n) < pi * n
+    x_o = torch.where(undesired, 1.5, -1.5) + torch.randn(n, generator=g)
+    x_f = 1.5 + torch.randn(n, generator=g)
+    log_odds = lambda x: 3 * x + math.log(pi / (1 - pi))  # noqa: E731  (of two Gaussians at ±1.5)
+    c = _calibrated(log_odds(x_f) / softened + 4, log_odds(x_o) / softened + 4, pi, torch.ones(n, dtype=torch.bool))
+    assert float((c - log_odds(x_o).sigmoid()).abs().mean()) < 0.005
 
 
 def test_a_given_share_is_one_of_what_was_not_asked_for_with_found_prompts(clusters):

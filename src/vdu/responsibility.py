@@ -1,9 +1,16 @@
 """Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, no labels.
 
-    first     heads tell forget images from own samples; π by best-bin estimation; c = σ(score − a)
+    first     heads tell forget images from own samples; π by best-bin estimation; an E-step
     M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
-    E-step    c = σ(score − a), with the a that makes π the mean of c; the score is the mean logit over the draws of
-              an image, from heads that have not seen that image
+    E-step    c = σ((score − a)/τ); the score is the mean logit over the draws of an image, from heads that have not
+              seen that image
+
+a and τ follow from two identities, which ``p c = π p_f`` says of the true c whatever the densities are:
+
+    E_p c = π        E_p c² = π E_f c
+
+Left at τ = 1, c is as soft as the labels and the noise that heads learn from leave it: undesired samples have too
+little of it and their neighbours too much.
 
 Where some own samples were asked for with prompts that bring the forget images (`vdu.inversion`), the first heads are
 an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π is bounded
@@ -37,8 +44,9 @@ EARLY = 0.5
 STEPS = 150
 BATCH_SIZE = 128
 AT_FIRST = 0.8
-LARGEST_SHIFT = 20.0  # beyond any score; σ(−20) is nothing
-HALVINGS = 50
+TEMPERATURES = (0.1, 2.0)
+LARGEST_SHIFT = 40.0  # σ(−40) is nothing
+HALVINGS = 40
 
 
 def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1) -> float:
@@ -100,13 +108,25 @@ def _estimated_share(score_f: Tensor, score_o: Tensor, groups: list[Tensor]) -> 
 
 
 def _levelled(scores: Tensor, share: float, counted: Tensor) -> Tensor:
-    """c ``(M,)`` of ``scores``, shifted so that its mean over the ``counted`` ``(M,)`` is ``share``. By bisection."""
-    scores = scores.double()
+    """``score − a`` ``(M,)`` with the a at which the mean of σ over the ``counted`` ``(M,)`` is ``share``."""
     low, high = scores.min() - LARGEST_SHIFT, scores.max() + LARGEST_SHIFT
     for _ in range(HALVINGS):
         a = (low + high) / 2
         low, high = (a, high) if float((scores[counted] - a).sigmoid().mean()) > share else (low, a)
-    return (scores - high).sigmoid().float()
+    return scores - high
+
+
+def _calibrated(score_f: Tensor, score_o: Tensor, share: float, counted: Tensor) -> Tensor:
+    """c ``(M,)``: the level and the temperature of the scores at which both identities hold over the ``counted``."""
+    scores = torch.cat([score_o, score_f]).double()
+    counts = torch.cat([counted, torch.zeros(len(score_f), dtype=torch.bool)])
+    low, high = (math.log(tau) for tau in TEMPERATURES)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        c = _levelled(scores / math.exp(middle), share, counts).sigmoid()
+        too_sharp = float(c[counts].square().mean()) > share * float(c[len(score_o) :].mean())
+        low, high = (middle, high) if too_sharp else (low, middle)
+    return c[: len(score_o)].float()
 
 
 def responsibilities(
@@ -126,6 +146,6 @@ def responsibilities(
         score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
         if share is None:
             share = _estimated_share(score_f, score_o, groups)
-        labels = _levelled(score_o, share, counted)
+        labels = _calibrated(score_f, score_o, share, counted)
     assert labels is not None
     return labels
