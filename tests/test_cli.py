@@ -13,6 +13,7 @@ import vdu
 from vdu.bench.suite import read_suite
 from vdu.bench.tables import render
 from vdu.checkpoint import write_tensors
+from vdu.cli.unlearning import _tell_outcome
 from vdu.errors import VduError
 from vdu.methods import METHODS, find_method
 from vdu.output import replacing
@@ -51,11 +52,25 @@ def _unlearn(monkeypatch, capsys, folder, *more):
     return run_vdu(monkeypatch, capsys, *basic, *short, "--samples", "8", "--sampler-steps", "2", *more)
 
 
+def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(capsys):
+    record = {"share": 0.05, "steps": 9, "seconds": 1.0, "stop_reason": "all steps taken", "best_step": 9}
+    _tell_outcome(record | {"share_source": "assumed"})
+    said = capsys.readouterr()
+    assert "5.0% (assumed" in said.out
+    assert "9 steps, 1 s: all steps taken" in said.out
+    assert not said.err
+    _tell_outcome(record | {"share": None, "share_source": None, "best_step": 0})
+    said = capsys.readouterr()
+    assert "share" not in said.out
+    assert "NOTHING WAS FORGOTTEN" in said.err
+
+
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     detector = ("--detector", "test_cli:brightness", "--target", "bright")
     code, out, err = _unlearn(monkeypatch, capsys, folder, "--method", "guided", *detector)
     assert code == 0, err
     assert "PUL" in out
+    assert "30.0% (given)" in out
     clean = folder / "clean"
     assert {"model_index.json", "unet", "report.html", "README.md", "unlearning.json", "evaluation.json"} <= {
         p.name for p in clean.iterdir()

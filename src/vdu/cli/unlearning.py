@@ -189,10 +189,19 @@ def unlearn_command(
     )
     _measure(result, yardstick, samples, sampler_steps)
     result.save(out, overwrite=overwrite, form=save)
-    typer.echo(f"{result.record['steps']} steps, {result.record['seconds']:.0f} s: {result.record['stop_reason']}")
-    if not result.record["best_step"]:
-        typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)
+    _tell_outcome(result.record)
     typer.echo(f"clean {save}: {out}   report: {out / 'report.html'}")
+
+
+def _tell_outcome(record: dict[str, Any]) -> None:
+    """How the run ended, and on what share of the original's images it went."""
+    source = record["share_source"]
+    if source:
+        known = "assumed: one image cannot say; --share sets it" if source == "assumed" else source
+        typer.echo(f"undesired share of what the original makes: {record['share']:.1%} ({known})")
+    typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
+    if not record["best_step"]:
+        typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)
 
 
 def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:
