@@ -181,7 +181,7 @@ class Preparation:
             return "given"
         if "responsibilities" not in self.__dict__:
             return None
-        return "assumed" if len(self.forget) == 1 else "estimated"
+        return "estimated" if self._known_share is None else "assumed"
 
     @property
     def share(self) -> float:

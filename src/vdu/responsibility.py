@@ -29,6 +29,7 @@ Latent labels with certain positives: Elkan & Noto, KDD 2008.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -107,26 +108,34 @@ def _estimated_share(score_f: Tensor, score_o: Tensor, groups: list[Tensor]) -> 
     return undesired / len(score_o)
 
 
+def _crossing(low: float, high: float, is_below: Callable[[float], bool]) -> float:
+    """Where ``is_below`` turns from true to false between ``low`` and ``high``, by bisection."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return high
+
+
 def _levelled(scores: Tensor, share: float, counted: Tensor) -> Tensor:
     """``score − a`` ``(M,)`` with the a at which the mean of σ over the ``counted`` ``(M,)`` is ``share``."""
-    low, high = scores.min() - LARGEST_SHIFT, scores.max() + LARGEST_SHIFT
-    for _ in range(HALVINGS):
-        a = (low + high) / 2
-        low, high = (a, high) if float((scores[counted] - a).sigmoid().mean()) > share else (low, a)
-    return scores - high
+    low, high = float(scores.min()) - LARGEST_SHIFT, float(scores.max()) + LARGEST_SHIFT
+    return scores - _crossing(low, high, lambda a: float((scores[counted] - a).sigmoid().mean()) > share)
 
 
 def _calibrated(score_f: Tensor, score_o: Tensor, share: float, counted: Tensor) -> Tensor:
     """c ``(M,)``: the level and the temperature of the scores at which both identities hold over the ``counted``."""
     scores = torch.cat([score_o, score_f]).double()
     counts = torch.cat([counted, torch.zeros(len(score_f), dtype=torch.bool)])
+
+    def c_at(log_tau: float) -> Tensor:
+        return _levelled(scores / math.exp(log_tau), share, counts).sigmoid()
+
+    def is_too_sharp(log_tau: float) -> bool:
+        c = c_at(log_tau)
+        return float(c[counts].square().mean()) > share * float(c[len(score_o) :].mean())
+
     low, high = (math.log(tau) for tau in TEMPERATURES)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        c = _levelled(scores / math.exp(middle), share, counts).sigmoid()
-        too_sharp = float(c[counts].square().mean()) > share * float(c[len(score_o) :].mean())
-        low, high = (middle, high) if too_sharp else (low, middle)
-    return c[: len(score_o)].float()
+    return c_at(_crossing(low, high, is_too_sharp))[: len(score_o)].float()
 
 
 def responsibilities(
