@@ -17,10 +17,10 @@ Where some own samples were asked for with prompts that bring the forget images 
 an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π is bounded
 in both groups apart.
 
-Own samples of the undesired kind count as negatives at first, so that the first heads tell real from generated as well:
-scores that know less of the content bound π less tightly. Later heads repeat what they were told of the neighbours. Left
-to itself in every round π shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
-above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
+Own samples of the undesired kind count as negatives at first, so that the first heads tell real from generated as well,
+and scores that know less of the content bound π less tightly. Later heads repeat what they were told of the neighbours.
+Left to itself in every round π shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used: above, noise
+hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
 real from generated instead of content from content.
 
 Best-bin estimation (Garg et al., arXiv 2111.00980): with ``u`` the share of own samples above a threshold and ``q`` the
