@@ -126,18 +126,6 @@ def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(cl
     assert known[1] is None
 
 
-@pytest.mark.parametrize(("is_sought", "share", "bounds"), [(False, None, 2), (True, None, 1), (False, 0.3, 0)])
-def test_the_share_is_that_of_the_first_heads_that_had_labels(clusters, monkeypatch, is_sought, share, bounds):
-    forget, own, _ = clusters
-    estimated, made = _estimated_share, []
-    monkeypatch.setattr(
-        "vdu.responsibility._estimated_share", lambda *a: made.append(estimated(*a) / (2 - len(made))) or made[-1]
-    )
-    c = responsibilities(forget, own, 0, share, torch.arange(200) % 4 == 1 if is_sought else None)
-    assert len(made) == bounds
-    assert float(c.mean()) == pytest.approx(made[-1] if made else share, abs=1e-4)
-
-
 def test_every_fold_holds_samples_with_and_without_found_prompts():
     sought = torch.arange(200) % 4 == 1
     fold = _folds(200, sought)

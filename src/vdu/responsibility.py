@@ -1,8 +1,7 @@
 """Which own samples are of the undesired kind: c(x_0) = P(undesired | x_0), by expectation–maximisation, no labels.
 
-    first     heads tell forget images from own samples; a bound on π by best-bin estimation; an E-step
+    first     heads tell forget images from own samples; π by best-bin estimation; an E-step
     M-step    a head regresses c on own samples, with the forget images as certain positives of as much mass again
-    second    the first heads that are an M-step bound π anew, for good
     E-step    c = σ((score − a)/τ); the score is the mean logit over the draws of an image, from heads that have not
               seen that image
 
@@ -17,10 +16,9 @@ Where some own samples were asked for with prompts that bring the forget images 
 an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π is bounded
 in both groups apart.
 
-Own samples of the undesired kind count as negatives at first, so that the first heads tell real from generated as well,
-and scores that know less of the content bound π less tightly. Later heads repeat what they were told of the neighbours.
-Left to itself in every round π shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used: above, noise
-hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
+Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
+left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
+above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
 real from generated instead of content from content.
 
 Best-bin estimation (Garg et al., arXiv 2111.00980): with ``u`` the share of own samples above a threshold and ``q`` the
@@ -153,11 +151,10 @@ def responsibilities(
     labels = None if sought is None else AT_FIRST * sought.float()
     counted = everything if share is None else groups[0]
     folds = _folds(own.images, sought)
-    pi, is_settled = share or 0.0, share is not None
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
-        if not is_settled:
-            pi, is_settled = _estimated_share(score_f, score_o, groups), labels is not None
-        labels = _calibrated(score_f, score_o, pi, counted)
+        if share is None:
+            share = _estimated_share(score_f, score_o, groups)
+        labels = _calibrated(score_f, score_o, share, counted)
     assert labels is not None
     return labels
