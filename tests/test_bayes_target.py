@@ -9,7 +9,7 @@ import torch
 
 import vdu.responsibility
 from vdu.backbone import weights_sha256
-from vdu.bayes_target import BayesTarget, _weight
+from vdu.bayes_target import BayesTarget, _weight, velocity_weight
 from vdu.discriminator import fit_head
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
@@ -185,8 +185,27 @@ def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
         with torch.no_grad():
             f_original, f_forget = backbone.network(x_t, t).sample, undesired(x_t, t).sample
             target = (f_original - rho * f_forget) / (1 - rho) if rho > 0.005 else f_original
-            total += (1 - rho) * float((network(x_t, t).sample - target).pow(2).mean()) / 5
+            v_per_eps = min(1 / float(backbone.alpha_bar[t]), 20) / float((1 / backbone.alpha_bar).clamp(max=20).mean())
+            total += v_per_eps * (1 - rho) * float((network(x_t, t).sample - target).pow(2).mean()) / 5
     assert float(term(network, 5, generator(1, "x"))) == pytest.approx(total, rel=0.02, abs=1e-5)
+
+
+def test_an_error_of_the_output_weighs_what_it_does_to_v():
+    alpha_bar = torch.linspace(0.94, 0.06, 40)  # 1/ᾱ and 1/(1 − ᾱ) under the largest weight
+    x_t, v, v_off = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    outputs = {
+        "epsilon": [a * y + s * x_t for y in (v, v_off)],
+        "sample": [a * x_t - s * y for y in (v, v_off)],
+        "v_prediction": [v, v_off],
+    }
+    for kind, (output, off) in outputs.items():
+        weight = velocity_weight(alpha_bar, kind)
+        assert float(weight.mean()) == pytest.approx(1)
+        weighted = weight * (output - off).pow(2) / (v - v_off).pow(2)
+        torch.testing.assert_close(weighted, weighted[:1].expand(40), rtol=1e-3, atol=0)
+    at_noise = velocity_weight(torch.tensor([1.0, 1e-9]), "epsilon")
+    assert float(at_noise[1] / at_noise[0]) == pytest.approx(20)
 
 
 def test_the_weight_of_a_prompt_is_one_on_average_whatever_it_makes():

@@ -129,8 +129,9 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
 def test_own_samples_weigh_more_where_text_is_read_unless_the_weight_is_given():
     vdu, ga = find_method("vdu"), find_method("ga")
     assert make_settings(vdu, {}).gamma == 0.6
-    assert make_settings(vdu, {}).for_text().gamma == 0.75
-    assert make_settings(vdu, {"gamma": 0.6}).for_text().gamma == 0.6
+    assert (make_settings(vdu, {}).for_text().gamma, make_settings(vdu, {}).for_text().strength) == (0.75, 2.5)
+    given = make_settings(vdu, {"gamma": 0.6}).for_text()
+    assert (given.gamma, given.strength) == (0.6, 2.5)
     assert make_settings(ga, {}).for_text() == make_settings(ga, {})
 
 

@@ -14,6 +14,9 @@ Where ρ ≈ 0 this is self-distillation, where ρ → 1 strong guidance. ``f`` 
 formula is affine with coefficients that sum to one, so it is the same in each. Follows from Bayes' rule and the
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
 
+‖·‖² is in v, whatever the network predicts: Δv² = Δε²/ᾱ = Δx_0²/(1 − ᾱ) at equal x_t, up to a largest weight, over the
+mean of all times. In ε alone little is learned from high noise, where it is decided what the picture will be of.
+
 With prompts c: ``p_r(x | c) ∝ p(x | c) P(retained | x)``, and where what is drawn does not depend on the prompt once
 it is known to be undesired or not,
 
@@ -38,9 +41,17 @@ from vdu.discriminator import Discriminator
 from vdu.noised_bank import NoisedBank, network_batches
 from vdu.precision import autocast
 
-__all__ = ["BayesTarget", "retained_output"]
+__all__ = ["BayesTarget", "retained_output", "velocity_weight"]
 
 SMALLEST_RHO = 0.005
+LARGEST_VELOCITY_WEIGHT = 20.0  # before it is divided by the mean: 1/ᾱ has no bound where nothing but noise is left
+
+
+def velocity_weight(alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """What a squared error of the network's output counts as one of v at each time ``(T,)``; mean 1."""
+    inverse = {"epsilon": 1 / alpha_bar, "sample": 1 / (1 - alpha_bar), "v_prediction": torch.ones_like(alpha_bar)}
+    weight = inverse[prediction_type].clamp(max=LARGEST_VELOCITY_WEIGHT)
+    return weight / weight.mean()
 
 
 def retained_output(
@@ -77,9 +88,12 @@ class BayesTarget:
         if prompted is not None and bank.c is not None:
             self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.unprompted_rho)
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
-        self.weight = _weight(self.rho, bank.c)
+        self.weight = _weight(self.rho, bank.c) * self._time_weight(bank.t)
         self.target = bank.original.clone()
         self._guide(forget_score)
+
+    def _time_weight(self, t: Tensor) -> Tensor:
+        return velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type).to(t.device)[t]
 
     @torch.no_grad()
     def _guide(self, forget_score: nn.Module) -> None:
