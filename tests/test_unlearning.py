@@ -204,12 +204,12 @@ def test_networks_that_cannot_be_used_are_refused(forget):
         unlearn(DDPMPipeline(pipeline.unet, DDPMScheduler(beta_schedule="sigmoid")), forget)
 
 
-def test_a_half_precision_pipeline_is_worked_on_in_float32_and_left_alone(forget):
+def test_a_half_precision_pipeline_is_worked_on_in_float32_and_comes_back_as_one(forget):
     pipeline = make_pipeline()
     pipeline.unet.half()
     result = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32")
     assert pipeline.unet.dtype == torch.float16
-    assert result.pipeline.unet.dtype == torch.float32
+    assert result.pipeline.unet.dtype == torch.float16
 
 
 def test_weights_that_are_missing_or_not_finite_are_refused(forget):
@@ -355,6 +355,17 @@ def test_an_existing_output_is_kept_unless_overwritten(forget, tmp_path):
         result.save(out)
     result.save(out, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "before-after.png"])
+def test_an_existing_report_or_picture_is_kept_unless_overwritten(name, forget, tmp_path):
+    result, path = _forget(forget), tmp_path / name
+    write = result.report if path.suffix == ".html" else result.picture
+    path.write_text("mine")
+    with pytest.raises(VduError, match="exists"):
+        write(path)
+    assert path.read_text() == "mine"
+    assert write(path, overwrite=True).read_bytes() != b"mine"
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

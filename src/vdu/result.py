@@ -66,10 +66,11 @@ class Result:
         sampler = Sampler(count=PREVIEW_IMAGES, device=self.record["device"])
         return Evaluation({}, sampler.draw(self.original), sampler.draw(self._unlearned), [])
 
-    def report(self, path: str | Path = "report.html") -> Path:
-        """Write one self-contained HTML file."""
+    def report(self, path: str | Path = "report.html", *, overwrite: bool = False) -> Path:
+        """Write one self-contained HTML file. Raises `VduError` where there is one, unless it is to be replaced."""
         from vdu.report import write_report
 
+        refuse_existing(Path(path), overwrite)
         shown = self.evaluation or self._preview
         with replacing(Path(path)) as beside:
             write_report(
@@ -83,10 +84,11 @@ class Result:
             )
         return Path(path)
 
-    def picture(self, path: str | Path = "before-after.png", pairs: int = 32) -> Path:
-        """Write original and unlearned samples of equal seeds as one picture."""
+    def picture(self, path: str | Path = "before-after.png", pairs: int = 32, *, overwrite: bool = False) -> Path:
+        """Write original and unlearned samples of equal seeds as one picture; an existing file as `report` does."""
         from vdu.grids import before_after, thumbnails
 
+        refuse_existing(Path(path), overwrite)
         shown = self.evaluation or self._preview
         before, after, marks = thumbnails(shown.before[:pairs]), thumbnails(shown.after[:pairs]), shown.marks[:pairs]
         with replacing(Path(path)) as beside:
