@@ -33,7 +33,7 @@ from vdu.prompts import Prompts
 from vdu.provenance import code_commit, package_versions
 from vdu.result import Result
 
-__all__ = ["unlearn"]
+__all__ = ["Request", "unlearn"]
 
 
 def _check_numbers(share: Any, seed: Any) -> None:
@@ -44,7 +44,7 @@ def _check_numbers(share: Any, seed: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """One accepted request: what is done, to what, with what."""
 
     method: Method
@@ -171,7 +171,7 @@ def unlearn(
     backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)
-    request = _Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
+    request = Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
     folder, identity = Path(state_folder) if state_folder else None, request.identity()
     if folder:
@@ -183,7 +183,7 @@ def unlearn(
 
 
 def _carry_out(
-    request: _Request,
+    request: Request,
     network: nn.Module,
     name: str,
     started: float,

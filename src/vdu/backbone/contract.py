@@ -263,10 +263,10 @@ class Backbone(ABC):
         return x_t
 
     def _clean(self, network: nn.Module) -> Any:
-        """A float32 copy with the weights of ``network``, a LoRA merged into them, where the pipeline's own is."""
+        """A copy with the weights of ``network``, a LoRA merged in, where the pipeline's own is and as precise."""
         clean, own = copy.deepcopy(self.network), self.pipeline.unet
         clean.load_state_dict(merged_state(network))
-        return clean.to(own.device)
+        return nn.Module.to(clean, own.device, own.dtype)  # diffusers' own warns of every change of precision
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> Any:

@@ -52,5 +52,4 @@ class DDPMBackbone(Backbone):
         return super().denoise(network, noise, steps, generators, c).clamp(-1, 1)
 
     def with_network(self, network: nn.Module) -> Any:
-        clean = self._clean(network).to(self.pipeline.unet.dtype)
-        return type(self.pipeline)(unet=clean, scheduler=self.pipeline.scheduler)
+        return type(self.pipeline)(unet=self._clean(network), scheduler=self.pipeline.scheduler)

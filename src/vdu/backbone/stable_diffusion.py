@@ -246,9 +246,8 @@ class StableDiffusionBackbone(Backbone):
         return unconditional + scale * (conditional - unconditional)
 
     def with_network(self, network: nn.Module) -> Any:
-        """All other parts are the original's own; the U-Net has its precision, so that they work together."""
-        clean = self._clean(network).to(self.pipeline.unet.dtype)
-        return type(self.pipeline)(**self.pipeline.components | {"unet": clean}, **self._options())
+        """All other parts are the original's own; the U-Net has its old precision, so that they work together."""
+        return type(self.pipeline)(**self.pipeline.components | {"unet": self._clean(network)}, **self._options())
 
     def _options(self) -> dict[str, Any]:
         """What the pipeline was made with beside its parts."""

@@ -29,7 +29,7 @@ from vdu.loop import run_loop
 from vdu.output import write_record
 from vdu.parameters import trained_copy
 
-__all__ = ["run_memory"]
+__all__ = ["peak_bytes", "run_memory"]
 
 LEFT_TO_OTHERS = 4 * 10**9
 GB = 10**9
@@ -51,7 +51,8 @@ def _limit_memory(budget: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -76,7 +77,7 @@ def _measure(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         return Measured(f"does not fit: more than the {(budget or 0) / GB:.1f} GB that may be used")
-    return Measured("measured", _peak_bytes(), median(b - a for a, b in pairwise(finished)))
+    return Measured("measured", peak_bytes(), median(b - a for a, b in pairwise(finished)))
 
 
 def _in_fresh_process(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured:

@@ -66,6 +66,21 @@ def bench_oracle(
     measure_oracles(read_suite(suite), oracles, results, typer.echo)
 
 
+@app.command("cost")
+def bench_cost(
+    suite: Suite,
+    target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
+    samples: Annotated[int, typer.Option(min=8, help="samples of each look at how much is gone")] = 500,
+    results: Results = Path("results"),
+) -> None:
+    """Measure what each method of a suite costs until 95 % of a class is gone, as the results cost-SUITE."""
+    quiet()
+    from vdu.bench.forgetting_cost import run_forgetting_cost
+    from vdu.bench.suite import read_suite
+
+    run_forgetting_cost(read_suite(suite), results, target or (), samples, typer.echo)
+
+
 @app.command("show")
 def bench_show(
     suite: Suite,
