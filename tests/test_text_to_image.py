@@ -201,6 +201,8 @@ def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, corpus
         ("cross_attention_dim = 96", r"unet does not take \[8, 8, 8\]: "),
         ("flip = true", "training.flip = true: a model with text is trained without flips"),
         ("mid_block_add_attention = false\nwings = 2", "autoencoder has no setting 'wings'"),
+        ("max_position_embeddings = 24\nhidden_sizes = 2", "text_encoder has no setting 'hidden_sizes'"),
+        ("max_position_embeddings = 24\nvocab_size = 9", "text_encoder.vocab_size follows from the tokenizer"),
         ('clip_sample = false\nvariance_type = "fixed_small"', "noise has no setting 'variance_type'"),
     ],
 )

@@ -38,11 +38,11 @@ class Denoiser:
 
 
 def _new_modules(recipe: TextRecipe, tokenizer: Any) -> nn.ModuleDict:
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     torch.manual_seed(recipe.training.seed)
     marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **marks, **recipe.text_encoder))
+    text = CLIPTextModel(recipe.text_config(vocab_size=len(tokenizer), **marks))
     unet = UNet2DConditionModel(**recipe.unet)
     write_out_attention(unet, recipe.unet["sample_size"], recipe.unet["sample_size"])
     return nn.ModuleDict({"unet": unet, "text": text})

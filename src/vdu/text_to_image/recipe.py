@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -15,8 +15,12 @@ from vdu.errors import VduError
 from vdu.recipe import RECIPES, Training, check_noise, check_shape, made
 from vdu.settings_file import checked, read_toml
 
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
 __all__ = ["AutoencoderTraining", "TextRecipe", "is_text_recipe", "read_text_recipe"]
 
+OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 # Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
 SAMPLING = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}
 
@@ -63,11 +67,21 @@ class TextRecipe(BaseModel):
         with torch.device("meta"), torch.no_grad():  # shapes only, no numbers
             vae = made(AutoencoderKL, "autoencoder", self.autoencoder)
             z = vae.encode(torch.empty(1, 3, self.size, self.size)).latent_dist.mode()
-            text = torch.empty(1, self.text_encoder["max_position_embeddings"], self.text_encoder["hidden_size"])
+            config = self.text_config()
+            text = torch.empty(1, config.max_position_embeddings, config.hidden_size)
             check_shape("unet", made(UNet2DConditionModel, "unet", self.unet), z, encoder_hidden_states=text)
         if self.unet.get("sample_size") != z.shape[-1]:
             raise ValueError(f"unet.sample_size must be that of the latents, {z.shape[-1]}")
         return self
+
+    def text_config(self, **tokenizer: int) -> CLIPTextConfig:
+        """Of the text encoder; ``tokenizer``: its size and marks. Raises ValueError for settings that are none."""
+        from transformers import CLIPTextConfig
+
+        for name in self.text_encoder:
+            if name in OF_THE_TOKENIZER:
+                raise ValueError(f"text_encoder.{name} follows from the tokenizer: leave it out")
+        return made(CLIPTextConfig, "text_encoder", self.text_encoder | tokenizer)
 
     def sampling_scheduler(self) -> DDIMScheduler:
         """What the pipeline samples with. Raises ValueError for noise that it cannot work with."""

@@ -39,7 +39,7 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     ``out/provenance.json``. Returns the pipeline folder.
     """
     emoji = read_emoji(data, recipe.size)
-    tokenizer = make_tokenizer(data, recipe.merges, int(recipe.text_encoder["max_position_embeddings"]))
+    tokenizer = make_tokenizer(data, recipe.merges, recipe.text_config().max_position_embeddings)
     vae = train_autoencoder(recipe, emoji.images, out)
     latents = encode_images(vae, emoji.images) * vae.config.scaling_factor
     for domain in CLASSES:
