@@ -209,6 +209,7 @@ def test_a_half_precision_pipeline_is_worked_on_in_float32_and_comes_back_as_one
     pipeline.unet.half()
     result = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32")
     assert pipeline.unet.dtype == torch.float16
+    assert result.original.network.dtype == torch.float32
     assert result.pipeline.unet.dtype == torch.float16
 
 

@@ -71,6 +71,7 @@ class SubtractedScores(Direction):
         with autocast(network, precision):
             descent, ascent = self.losses(network, batch_size, g)
         g_x, g_a = gradients(descent, parameters, keep_graph=True), gradients(ascent, parameters)
+        self.backbone.passes += 2 * batch_size  # the second way back through one graph
         norm_x, norm_a = math.sqrt(inner(g_x, g_x)), math.sqrt(inner(g_a, g_a))
         scale = self.share * norm_x / norm_a if norm_a > 0 else 0.0
         write_gradients(parameters, g_x, g_a, -scale)

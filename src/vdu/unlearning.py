@@ -88,6 +88,7 @@ class Request:
         """What tells this run's state from another's, beside its settings, seed and precision."""
         prior = self.inputs.posterior if "posterior" in self.values.needs else None
         return {
+            "vdu_version": __version__,
             "method": self.method.name,
             "model": weights_sha256(self.backbone.network),
             "schedule": self.backbone.schedule_sha256,

@@ -1,9 +1,9 @@
 """What fits: peak memory and time of one unlearning step of a large network, beside a plain fine-tuning step.
 
 The steps are those of the real loop (`vdu.bench.memory_modes`), one image per term, gradient checkpointing on. Every
-mode runs in a process of its own, whose peak is the system's ``ru_maxrss``. A mode that cannot fit leaves a row that
-says so: by its estimate before it starts, or by the first allocation that the system refuses it. Time is the process's
-own on the processor (summed over threads), which other work on the machine disturbs less than the clock on the wall.
+mode runs in a process of its own, for its peak (`vdu.bench.peak_memory`). A mode that cannot fit leaves a row that says
+so: by its estimate before it starts, or by the first allocation that the system refuses it. Time is the process's own
+on the processor (summed over threads), which other work on the machine disturbs less than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import torch
 
 from vdu.bench.memory_modes import MODES, SIZES, Mode, RandomBackbone, make_objective, make_settings
+from vdu.bench.peak_memory import peak_bytes
 from vdu.errors import VduError, nearest
 from vdu.loop import run_loop
 from vdu.output import write_record
 from vdu.parameters import trained_copy
 
-__all__ = ["peak_bytes", "run_memory"]
+__all__ = ["run_memory"]
 
 LEFT_TO_OTHERS = 4 * 10**9
 GB = 10**9
@@ -49,13 +50,6 @@ def _limit_memory(budget: int | None) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _measure(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured:

@@ -51,7 +51,7 @@ def _oracles(suite: Suite, folder: Path) -> dict[str, tuple[Backbone, dict[str, 
 def _runs(suite: Suite, targets: list[str]) -> Iterator[Run]:
     for seed in suite.seeds:
         for target in targets:
-            yield Run(RETRAIN, Arm(method=RETRAIN, forget_images=None, checkpoints=None), target, seed)
+            yield Run(RETRAIN, Arm(method=RETRAIN, share=None, forget_images=None, checkpoints=None), target, seed)
 
 
 def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[str], None]) -> None:

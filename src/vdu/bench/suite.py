@@ -6,7 +6,7 @@ A suite of a text-to-image model has a table ``[concept]`` and is measured by UA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Arm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: str
     settings: dict[str, Any] = {}
-    share: float | None = None
+    share: float | None = Field(None, gt=0, lt=1)
     targets: list[str] | None = None
     forget_images: int | None = Field(None, ge=1)
     checkpoints: int | None = Field(None, ge=2)
@@ -111,12 +111,15 @@ class Run:
         return 1000 + self.seed
 
 
-def read_suite(name: str, forget: Path | None = None, checkpoints: Path | None = None) -> Suite:
+def read_suite(
+    name: str, forget: Path | None = None, checkpoints: Path | None = None, also: Iterable[str] = ()
+) -> Suite:
     """A shipped suite by name or a TOML file by path; ``forget`` and ``checkpoints`` as of `Suite`.
 
-    Raises `VduError` for unknown names, settings and classes.
+    ``also``: further names that a caller knows, to offer for one that is misspelt. Raises `VduError` for unknown
+    names, settings and classes.
     """
-    table = read_toml("suite", name, SUITES, also=["step-cost", "memory-sd15"])
+    table = read_toml("suite", name, SUITES, also)
     given = {"name": Path(name).stem, "forget": forget, "checkpoints": checkpoints}
     suite = checked("suite", name, Suite, table | given)
     for label, arm in suite.methods.items():

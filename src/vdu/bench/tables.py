@@ -27,7 +27,8 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     """The contents of all result files. Raises `VduError` where there is none."""
     files = sorted((results / suite).glob("*.json"))
     if not files:
-        raise VduError(f"no results of {suite} in {results}: make them with `vdu bench run {suite}`")
+        made = f"cost {suite.removeprefix('cost-')}" if suite.startswith("cost-") else f"run {suite}"
+        raise VduError(f"no results of {suite} in {results}: make them with `vdu bench {made}`")
     # Earlier versions wrote NaN for what could not be measured.
     return [json.loads(path.read_text(), parse_constant=lambda _: None) for path in files]
 
@@ -35,7 +36,7 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
 def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
     """What follows from a row's figures: ratio of u-FIDs, mean of IRA and CRA, and the oracle's u-FID beside them."""
     figures: dict[str, float | None] = {}
-    if "pul" in row:
+    if "u_fid" in row:
         figures["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
     if row.get("u_fid") is not None and row.get("u_fid_original"):
         figures["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
@@ -44,6 +45,18 @@ def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict
         if ira is not None and cra is not None:
             figures[f"kept{suffix}"] = (ira + cra) / 2
     return figures
+
+
+def _cost_ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Cost beside that of the suite's first method on the same target, where both arrived."""
+    if "first" not in row:
+        return {}
+    same = [r for r in rows if r["method"] == row["first"] and (r["target"], r["seed"]) == (row["target"], row["seed"])]
+    both = bool(same) and None not in (row["step"], same[0]["step"])
+    return {
+        f"{figure}_ratio": round(row[figure] / same[0][figure], 2) if both and row[figure] and same[0][figure] else None
+        for figure in ("seconds", "passes", "memory_mb")
+    }
 
 
 def _given(content: dict[str, Any]) -> dict[str, int | None]:
@@ -63,7 +76,7 @@ def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
     """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
     rows = [content.get("row", content) | _given(content) for content in read_results(suite, results)]
     oracles = {(r["target"], r["seed"]): r["u_fid"] for r in rows if r.get("method") == RETRAIN}
-    rows = [row | _derived(row, oracles) for row in rows]
+    rows = [row | _derived(row, oracles) | _cost_ratios(row, rows) for row in rows]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
 
 

@@ -16,6 +16,9 @@ app = make_app("Benchmarks: suites of runs with one result file each.")
 
 Suite = Annotated[str, typer.Argument(help="suite name or .toml file")]
 Results = Annotated[Path, typer.Option(help="folder of result files")]
+Forget = Annotated[
+    Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
+]
 
 
 @app.command("run")
@@ -24,9 +27,7 @@ def bench_run(
     results: Results = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many runs now")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
-    forget: Annotated[
-        Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
-    ] = None,
+    forget: Forget = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="RUN/checkpoints of `vdu train`, for a suite that makes posteriors of them")
     ] = None,
@@ -47,7 +48,8 @@ def bench_run(
     from vdu.bench.runner import run_suite
     from vdu.bench.suite import read_suite
 
-    run_suite(read_suite(suite, forget, checkpoints), results, limit, jobs, typer.echo, cluster)
+    asked = read_suite(suite, forget, checkpoints, also=("step-cost", "memory-sd15"))
+    run_suite(asked, results, limit, jobs, typer.echo, cluster)
 
 
 @app.command("oracle")
@@ -71,6 +73,7 @@ def bench_cost(
     suite: Suite,
     target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
     samples: Annotated[int, typer.Option(min=8, help="samples of each look at how much is gone")] = 500,
+    forget: Forget = None,
     results: Results = Path("results"),
 ) -> None:
     """Measure what each method of a suite costs until 95 % of a class is gone, as the results cost-SUITE."""
@@ -78,7 +81,7 @@ def bench_cost(
     from vdu.bench.forgetting_cost import run_forgetting_cost
     from vdu.bench.suite import read_suite
 
-    run_forgetting_cost(read_suite(suite), results, target or (), samples, typer.echo)
+    run_forgetting_cost(read_suite(suite, forget), results, target or (), samples, typer.echo)
 
 
 @app.command("show")
