@@ -406,9 +406,10 @@ def test_a_given_precision_is_kept_and_an_unknown_one_refused():
         resolve_precision("fp8")
 
 
-@pytest.mark.parametrize(("method", "each"), [("ga", 3), ("capped-ascent", 3 + 3 + 1)])
+@pytest.mark.parametrize(("method", "each"), [("ga", 3), ("siss", 5), ("capped-ascent", 3 + 3 + 1)])
 def test_passes_are_counted_a_backward_pass_as_two(method, each, forget):
     settings = {"steps": 3, "batch_size": 2, "guard_every_steps": 0}
-    result = unlearn(make_pipeline(), forget, method, settings=settings, precision="fp32")
+    retain = -forget if method == "siss" else None
+    result = unlearn(make_pipeline(), forget, method, retain=retain, settings=settings, precision="fp32")
     own = 12 * DEFAULT_STEPS if method == "capped-ascent" else 0
     assert result.record["passes"] == 3 * 2 * each + own
