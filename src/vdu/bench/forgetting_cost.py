@@ -24,7 +24,7 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.peak_memory import forget_peak, peak_bytes
-from vdu.bench.suite import Run, Suite, require_inputs, zoo_model
+from vdu.bench.suite import Run, Suite, given_images, require_inputs, zoo_model
 from vdu.detector import Detector, load_detector
 from vdu.errors import VduError, nearest
 from vdu.guard import Check, Guard
@@ -75,8 +75,7 @@ def _request(suite: Suite, run: Run, detector: Detector) -> Request:
     """The run as `vdu.unlearn` would accept it, without a guard."""
     zoo, method, place = zoo_model(suite), find_method(run.arm.method), torch.device("cpu")
     values = make_settings(method, run.arm.settings | {"guard_every_steps": 0})
-    retain = zoo.retain(run.target) if "retain" in method.settings.needs else None
-    images = sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images]
+    images, retain = given_images(suite, run)
     given = Given(images, retain, None, zoo.shipped_posterior, detector, run.target)
     check_needs(method, vars(given))
     backbone = load_backbone(zoo.pipeline)

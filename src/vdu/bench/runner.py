@@ -19,9 +19,8 @@ from PIL import Image
 
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
-from vdu.bench.suite import Run, Suite, require_inputs, result_path, zoo_model
+from vdu.bench.suite import Run, Suite, given_images, require_inputs, result_path, zoo_model
 from vdu.errors import VduError
-from vdu.methods import find_method
 from vdu.model_zoo import ZooModel
 from vdu.output import replacing, write_record
 from vdu.quiet import quiet
@@ -69,8 +68,7 @@ def _source(zoo: ZooModel, record: dict[str, Any], target: str) -> dict[str, Any
 
 def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.Image | None]:
     zoo = zoo_model(suite)
-    retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
-    images = sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images]
+    images, retain = given_images(suite, run)
     try:
         done = runs.unlearn(run, images, retain)
     except VduError as error:

@@ -20,7 +20,17 @@ from vdu.prompt_attack import AttackBudget
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE
 from vdu.settings_file import checked, read_toml
 
-__all__ = ["Arm", "ConceptPlan", "Run", "Suite", "read_suite", "require_inputs", "result_path", "zoo_model"]
+__all__ = [
+    "Arm",
+    "ConceptPlan",
+    "Run",
+    "Suite",
+    "given_images",
+    "read_suite",
+    "require_inputs",
+    "result_path",
+    "zoo_model",
+]
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -186,6 +196,13 @@ def zoo_model(suite: Suite) -> ZooModel:
     if zoo is None:
         raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
     return replace(zoo, images=suite.forget)
+
+
+def given_images(suite: Suite, run: Run) -> tuple[list[Path], list[Path] | None]:
+    """Forget images of one run, and the images to keep where its method needs some."""
+    zoo = zoo_model(suite)
+    retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
+    return sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images], retain
 
 
 def result_path(results: Path, suite: Suite, run: Run) -> Path:

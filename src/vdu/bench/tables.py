@@ -177,7 +177,7 @@ def render(suite: str, results: Path, format_: str, targets: Sequence[str] = ())
     rows = _of_targets(read_rows(suite, results), targets)
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
-    if suite.startswith(("step-cost", "memory-", "cost-")):
+    if suite == "step-cost" or suite.startswith(("memory-", "cost-")):
         header = list(rows[0])
         return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
     tables = [summary(rows), _by_target(rows), _original_shares(suite, results)]
