@@ -66,21 +66,6 @@ def test_a_bank_holds_as_many_items_as_asked_in_whole_draws_and_four_at_least(ba
     assert [fill_bank(backbone, forget, 0, "test", items=items).draws for items in (30, 31, 1)] == [5, 6, 4]
 
 
-def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbone, forget):
-    draws = {(7, 1.0): 3, (6, 1.0): 3, (12, 0.5): 12, (1, 1.0): 1}  # one at least
-    for (count, end), early in draws.items():
-        bank = fill_bank(backbone, forget, 0, "test", draws=count, t_range=(0.0, end))
-        assert bank.earliest(0.5) == early * len(forget)
-
-
-def test_own_samples_are_judged_by_a_dozen_early_pictures_without_their_prompts(backbone, forget, monkeypatch):
-    monkeypatch.setattr("vdu.preparation.fill_bank", fill_bank)  # elsewhere smaller
-    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
-    judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=12, t_range=(0.0, 0.5))
-    c = responsibilities(preparation.forget_bank, judged, 3)
-    torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
-
-
 def test_a_run_makes_as_many_own_samples_and_fits_the_score_as_long_as_it_is_told(backbone, forget):
     few = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=1)
     more = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=2)

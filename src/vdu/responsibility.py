@@ -19,7 +19,7 @@ in both groups apart.
 Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
 left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
 above, noise hides what an image shows. Each image's score is a mean over several times, as at low noise a head tells
-real from generated instead of content from content; a dozen of them rank own samples far better than three.
+real from generated instead of content from content.
 
 Best-bin estimation (Garg et al., arXiv 2111.00980): with ``u`` the share of own samples above a threshold and ``q`` the
 share of held-out forget images above it, every threshold bounds π by ``u / q``; the best confident bound is taken.
@@ -37,7 +37,7 @@ from torch import Tensor
 from vdu.discriminator import fit_head
 from vdu.noised_bank import NoisedBank
 
-__all__ = ["EARLY", "best_bin_share", "responsibilities"]
+__all__ = ["best_bin_share", "responsibilities"]
 
 FOLDS = 4
 ROUNDS = 3
