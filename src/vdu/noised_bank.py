@@ -49,8 +49,9 @@ class NoisedBank:
     c: Tensor | None = None
 
     def earliest(self, share: float) -> int:
-        """How many items lie in the draws with ``t / T`` under ``share``; they come first."""
-        return max(1, int(self.draws * share)) * self.images
+        """How many items lie in the draws with every ``t / T`` under ``share``; they come first."""
+        under = (self.t_share.view(self.draws, self.images) < share).all(1)
+        return max(1, int(under.sum())) * self.images
 
     def condition(self, i: Tensor) -> Tensor | None:
         """``c`` of the items ``i``."""

@@ -22,13 +22,14 @@ from vdu.inversion import find_prompts
 from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
-from vdu.responsibility import responsibilities
+from vdu.responsibility import EARLY, responsibilities
 from vdu.sampling import DEFAULT_STEPS, sample
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
 OWN_SAMPLES = 512
 SCORE_STEPS = 100
+JUDGED_DRAWS = 12
 SHARE_OF_ONE = 0.05
 
 
@@ -160,14 +161,18 @@ class Preparation:
 
     @cached_property
     def responsibilities(self) -> Tensor:
-        """c ``(M,)``: how far each own sample is of the undesired kind.
+        """c ``(M,)``: how far each own sample is of the undesired kind, judged by noised pictures of its own bank.
 
         A given share is one of what is made without the found prompts: nobody knew of those.
         """
-        forget, own, asked, found = self.forget_bank, self.own_bank, self.own_samples.c, self.found_prompts
+        forget, own, found = self.forget_bank, self.own_samples, self.found_prompts
         self.begin("finding the undesired part of its images")
-        sought = None if asked is None or found is None else torch.isin(asked, found)
-        return responsibilities(forget, own, self.seed, self._known_share, sought)
+        sought = None if own.c is None or found is None else torch.isin(own.c, found)
+        items = JUDGED_DRAWS * len(own)
+        judged = fill_bank(
+            self.backbone, own.x_0, self.seed, "judged", precision=self.precision, items=items, t_range=(0.0, EARLY)
+        )
+        return responsibilities(forget, judged, self.seed, self._known_share, sought)
 
     @property
     def _known_share(self) -> float | None:

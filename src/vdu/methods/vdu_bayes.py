@@ -32,15 +32,12 @@ class Settings(MethodSettings):
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
-    strength: float = Field(
-        2.0, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule; 2.5 with text"
-    )
+    strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
-        with_text = {"gamma": 0.75, "strength": 2.5}
-        return self.model_copy(update={k: v for k, v in with_text.items() if k not in self.model_fields_set})
+        return self if "gamma" in self.model_fields_set else self.model_copy(update={"gamma": 0.75})
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
