@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vdu import VduError
-from vdu.guard import Check, Guard
+from vdu.guard import Check, Guard, handed_out
 from vdu.loop import run_loop
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
@@ -73,6 +73,34 @@ def test_a_run_that_goes_too_far_hands_out_a_part_of_the_way(backbone, forget, h
     networks = (outcome.network, whole.network, backbone.network)
     for part, end, start in zip(*(network.parameters() for network in networks), strict=True):
         torch.testing.assert_close(part, start + 0.5**halvings * (end - start))
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        ([(0, 0.1), (75, 0.0), (150, 0.0)], 2),
+        ([(0, 0.1), (75, 0.008), (150, 0.016)], 2),  # a sample more of 128: chance
+        ([(0, 0.1), (75, 0.02), (150, 0.06)], 1),
+        ([(0, 0.1), (75, 0.02), (150, 0.04), (225, 0.06)], 2),
+        ([(0, 0.1), (75, 0.11), (150, 0.12)], 0),  # nothing is better than the original
+        ([(0, 0.1), (75, 0.1), (150, 0.12)], 2),
+        ([(0, 0.1), (75, 0.05), (150, None)], 1),
+        ([(0, 0.1), (75, 0.05), (150, None), (150, 0.06, 0.5)], 1),  # a part of the way must be better
+        ([(0, 0.1), (75, 0.05), (150, None), (150, 0.04, 0.5)], 3),
+        ([(0, None)], None),
+    ],
+)
+def test_the_last_look_that_is_best_up_to_chance_is_handed_out(looks, expected):
+    checks = [
+        Check(step, 0.0, 0.0, 1.0, 0.0, score, score is None, *way)  # unsound where there is no score
+        for step, score, *way in looks
+    ]
+    chosen = handed_out(checks)
+    assert chosen is (None if expected is None else checks[expected])
+    held = None  # as the loop holds weights: look by look
+    for k, check in enumerate(checks, 1):
+        held = check if handed_out(checks[:k]) is check else held
+    assert held is chosen
 
 
 def test_the_loop_stops_when_the_content_is_gone(backbone, forget):

@@ -5,15 +5,17 @@
     diversity      mean distance between samples, relative to the original's
     change         root mean squared distance in x_0 to the original's sample of the same seed
     score          forget share + rise of the none share + loss of diversity, both beyond what chance does to a small
-                   sample; the step with the least is handed out, the later one where two are equal. A judge that is
-                   blind to the content thus does not undo the work
+                   sample
 
-What a judge goes by: `vdu.judge`.
+The last sound look whose score is the least up to chance is handed out: a sample more or less of a hundred must not
+undo half of the steps of a falling rate, nor a judge that is blind to the content all of the work. The original is
+handed out only where it scores less than every look after it. What a judge goes by: `vdu.judge`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +25,14 @@ from vdu.judge import Judge
 from vdu.preparation import Preparation
 from vdu.sampling import DEFAULT_STEPS, sample
 
-__all__ = ["Check", "Guard"]
+__all__ = ["Check", "Guard", "handed_out"]
 
 LARGEST_NONE_RISE = 0.10
 LARGEST_CHANGE = 0.5
 SMALLEST_DIVERSITY = 0.75
 TOLERATED_NONE_RISE = 0.03
 TOLERATED_DIVERSITY_LOSS = 0.05
+TOLERATED_SCORE_RISE = 0.03  # two standard errors of the difference of two shares of 1.5 % in 128 samples
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,19 @@ class Check:
     def rank(self) -> float:
         """The score to compare by: without one a look is worse than any."""
         return math.inf if self.score is None else self.score
+
+
+def handed_out(checks: Sequence[Check]) -> Check | None:
+    """The look whose weights are handed out, of the looks of a run in their order; None where none was sound.
+
+    A part of the way, and the original, must score least exactly.
+    """
+    sound = [c for c in checks if not c.broken]
+    if not sound:
+        return None
+    least = min(reversed(sound), key=lambda c: c.rank)
+    whole = [c for c in sound if c.way == 1 and c.rank <= least.rank + TOLERATED_SCORE_RISE]
+    return whole[-1] if least.step and least.way == 1 else least
 
 
 def _spread(images: Tensor) -> float:

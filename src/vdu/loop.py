@@ -25,7 +25,7 @@ from torch import nn
 from vdu.checkpoint import check_state, load_state, save_state
 from vdu.ema import ema_update
 from vdu.errors import VduError
-from vdu.guard import Check, Guard
+from vdu.guard import Check, Guard, handed_out
 from vdu.objective import Direction, MethodSettings
 from vdu.output import refuse_existing, replacing
 from vdu.schedules import cosine_to_zero
@@ -121,15 +121,14 @@ class _Run:
         return StepRecord(step + 1, loss.item(), rate, norm.item(), weights.value() if weights else None)
 
     def look(self, step: int, way: float = 1.0) -> Check:
-        """Check the average; keep it when it is the best yet. Later steps win ties."""
+        """Check the average; keep it when it is the best yet (`vdu.guard`)."""
         assert self.guard is not None
         check = self.guard.check(self.average.eval(), step) if step else self.guard.start()
         check = replace(check, way=way)
         self.network.train()
-        best = self.best_look()
-        if not check.broken and (best is None or check.rank <= best.rank):
-            self.best.load_state_dict(self.average.state_dict())
         self.checks.append(check)
+        if handed_out(self.checks) is check:
+            self.best.load_state_dict(self.average.state_dict())
         return check
 
     def go_back(self, step: int) -> None:
@@ -139,14 +138,10 @@ class _Run:
             if not self.look(step, 0.5**halvings).broken:
                 return
 
-    def best_look(self) -> Check | None:
-        sound = [c for c in self.checks if not c.broken]
-        return min(sound, key=lambda c: (c.rank, -c.step)) if sound else None
-
     def best_step(self) -> int:
         if self.guard is None:
             return self.history[-1].step if self.history else 0
-        best = self.best_look()
+        best = handed_out(self.checks)
         return best.step if best else 0
 
     def modules(self) -> dict[str, nn.Module]:
@@ -172,7 +167,7 @@ class _Run:
 
     def verdict(self) -> str | None:
         """Why to stop after the looks so far, or None to go on."""
-        broken, best = next((c for c in self.checks if c.broken), None), self.best_look()
+        broken, best = next((c for c in self.checks if c.broken), None), handed_out(self.checks)
         if broken and best and best.way < 1:
             return f"quality fell at step {broken.step}; went back to {best.way:.3g} of the way there"
         if broken:
