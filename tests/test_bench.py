@@ -110,3 +110,15 @@ def test_a_table_of_some_targets_is_made_of_their_rows_only(results):
     assert last == ["seed 1000, N 50, fp32", "30.0", "60.0", "10.0"]
     with pytest.raises(VduError, match="no result is of the target 'c'"):
         render("some", results, "table", ["a", "c"])
+
+
+def test_a_table_of_some_seeds_is_made_of_their_rows_only(results):
+    content = json.loads((results / "some" / "vdu-a-0.json").read_text())
+    content["row"]["seed"] = 1
+    (results / "some" / "vdu-a-1.json").write_text(json.dumps(content))
+    rows = {seed: json.loads(render("some", results, "json", [], [seed])) for seed in (0, 1)}
+    assert [(row["method"], row["target"]) for row in rows[1]] == [("vdu", "a")]
+    assert {row["seed"] for row in rows[0]} == {0}
+    assert len(rows[0]) == 4
+    with pytest.raises(VduError, match="no result is of the seed '99'"):
+        render("some", results, "table", [], [99])

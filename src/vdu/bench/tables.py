@@ -156,25 +156,25 @@ def _original_shares(suite: str, results: Path) -> list[list[str]]:
     return [["original's samples, %", *names, "none"], *map(list, sorted(lines))]
 
 
-def _of_targets(rows: list[dict[str, Any]], targets: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of some targets, on which methods that were measured on different ones can be compared."""
-    known = {str(row["target"]) for row in rows if "target" in row}
-    if targets and not known:
-        raise VduError("these results have no targets: leave --target out")
-    for target in targets:
-        if target not in known:
-            raise VduError(f"no result is of the target {target!r}: {nearest(target, known)}")
-    return [row for row in rows if str(row.get("target")) in targets] if targets else rows
+def _only(rows: list[dict[str, Any]], field: str, wanted: Sequence[Any]) -> list[dict[str, Any]]:
+    """The rows of some targets or seeds, on which methods that were measured on different ones can be compared."""
+    known = {str(row[field]) for row in rows if field in row}
+    if wanted and not known:
+        raise VduError(f"these results have no {field}s: leave --{field} out")
+    for value in map(str, wanted):
+        if value not in known:
+            raise VduError(f"no result is of the {field} {value!r}: {nearest(value, known)}")
+    return [row for row in rows if str(row.get(field)) in set(map(str, wanted))] if wanted else rows
 
 
-def render(suite: str, results: Path, format_: str, targets: Sequence[str] = ()) -> str:
-    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows; of some ``targets`` or of all.
+def render(suite: str, results: Path, format_: str, targets: Sequence[str] = (), seeds: Sequence[int] = ()) -> str:
+    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows; of some targets and seeds or of all.
 
-    Raises `VduError` for an unknown format, and where there is no result of the suite or of a target.
+    Raises `VduError` for an unknown format, and where there is no result of the suite, of a target or of a seed.
     """
     if format_ not in ("table", "json"):
         raise VduError(f"unknown format {format_!r}: give table or json")
-    rows = _of_targets(read_rows(suite, results), targets)
+    rows = _only(_only(read_rows(suite, results), "target", targets), "seed", seeds)
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
     if suite == "step-cost" or suite.startswith(("memory-", "cost-")):

@@ -89,12 +89,13 @@ def bench_show(
     suite: Suite,
     results: Results = Path("results"),
     target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="this seed only; may be given again")] = None,
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Print the results of a suite."""
     from vdu.bench.tables import render
 
-    typer.echo(render(suite, results, format_, target or ()))
+    typer.echo(render(suite, results, format_, target or (), seed or ()))
 
 
 @app.command("plot")
