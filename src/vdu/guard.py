@@ -66,8 +66,9 @@ def handed_out(checks: Sequence[Check]) -> Check | None:
     if not sound:
         return None
     least = min(reversed(sound), key=lambda c: c.rank)
-    whole = [c for c in sound if c.way == 1 and c.rank <= least.rank + TOLERATED_SCORE_RISE]
-    return whole[-1] if least.step and least.way == 1 else least
+    if least.step == 0 or least.way < 1:
+        return least
+    return [c for c in sound if c.way == 1 and c.rank <= least.rank + TOLERATED_SCORE_RISE][-1]
 
 
 def _spread(images: Tensor) -> float:

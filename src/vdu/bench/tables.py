@@ -156,15 +156,15 @@ def _original_shares(suite: str, results: Path) -> list[list[str]]:
     return [["original's samples, %", *names, "none"], *map(list, sorted(lines))]
 
 
-def _only(rows: list[dict[str, Any]], field: str, wanted: Sequence[Any]) -> list[dict[str, Any]]:
+def _only(rows: list[dict[str, Any]], field: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of some targets or seeds, on which methods that were measured on different ones can be compared."""
     known = {str(row[field]) for row in rows if field in row}
     if wanted and not known:
         raise VduError(f"these results have no {field}s: leave --{field} out")
-    for value in map(str, wanted):
+    for value in wanted:
         if value not in known:
             raise VduError(f"no result is of the {field} {value!r}: {nearest(value, known)}")
-    return [row for row in rows if str(row.get(field)) in set(map(str, wanted))] if wanted else rows
+    return [row for row in rows if str(row.get(field)) in wanted] if wanted else rows
 
 
 def render(suite: str, results: Path, format_: str, targets: Sequence[str] = (), seeds: Sequence[int] = ()) -> str:
@@ -174,7 +174,7 @@ def render(suite: str, results: Path, format_: str, targets: Sequence[str] = (),
     """
     if format_ not in ("table", "json"):
         raise VduError(f"unknown format {format_!r}: give table or json")
-    rows = _only(_only(read_rows(suite, results), "target", targets), "seed", seeds)
+    rows = _only(_only(read_rows(suite, results), "target", targets), "seed", [str(seed) for seed in seeds])
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
     if suite == "step-cost" or suite.startswith(("memory-", "cost-")):
