@@ -29,6 +29,9 @@ errors of d weigh fully there, and the factor 1/(1 − ρ(x_t)) is bounded more 
 empty prompt too, which guidance takes from what a prompt says.
 
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
+
+ρ is bounded by ``rho_max``, and where it reaches it, f_* is what f_f is and their difference no way out. There the
+target is the score of the ``retained`` own samples (`vdu.retained_samples`), where such are given.
 """
 
 from __future__ import annotations
@@ -38,8 +41,9 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator
-from vdu.noised_bank import NoisedBank, network_batches
+from vdu.noised_bank import NETWORK_BATCH, NoisedBank, network_batches
 from vdu.precision import autocast
+from vdu.retained_samples import RetainedSamples
 
 __all__ = ["BayesTarget", "retained_output", "velocity_weight"]
 
@@ -76,6 +80,7 @@ class BayesTarget:
         strength: float = 1.0,
         rho_max: float = 0.9,
         prompted_rho_max: float = 0.6,
+        retained: RetainedSamples | None = None,
         precision: str = "fp32",
     ) -> None:
         self.backbone, self.bank, self.precision = backbone, bank, precision
@@ -90,20 +95,28 @@ class BayesTarget:
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
         self.weight = _weight(self.rho, bank.c) * self._time_weight(bank.t)
         self.target = bank.original.clone()
-        self._guide(forget_score)
+        redirected = self.rho >= rho_max if retained else torch.zeros_like(self.rho, dtype=torch.bool)
+        self._guide(forget_score, ~redirected)
+        if retained:
+            self._redirect(retained, redirected)
 
     def _time_weight(self, t: Tensor) -> Tensor:
         return velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type).to(t.device)[t]
 
     @torch.no_grad()
-    def _guide(self, forget_score: nn.Module) -> None:
-        """Move the target where ρ counts; elsewhere it is the original's output."""
-        for i in network_batches(self.backbone, (self.rho > SMALLEST_RHO).nonzero().flatten()):
+    def _guide(self, forget_score: nn.Module, where: Tensor) -> None:
+        """Move the target by ``f_r`` where ρ counts; elsewhere it is the original's output."""
+        for i in network_batches(self.backbone, (where & (self.rho > SMALLEST_RHO)).nonzero().flatten()):
             with autocast(forget_score, self.precision):
                 undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
             moved = retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
             self.target[i] = moved.half()
+
+    def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
+        """Aim at what the retained own samples say."""
+        for i in where.nonzero().flatten().split(NETWORK_BATCH):
+            self.target[i] = retained.output(self.bank.x_t[i], self.bank.t[i]).half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The weighted squared error on random items; a scalar."""

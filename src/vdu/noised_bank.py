@@ -22,7 +22,7 @@ from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.stratified_times import stratified_shares, times_at
 
-__all__ = ["BANK_ITEMS", "NoisedBank", "fill_bank", "network_batches"]
+__all__ = ["BANK_ITEMS", "NETWORK_BATCH", "NoisedBank", "fill_bank", "network_batches"]
 
 NETWORK_BATCH = 128
 BANK_ITEMS = 3072

@@ -23,6 +23,7 @@ from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
 from vdu.responsibility import EARLY, responsibilities
+from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
@@ -204,6 +205,13 @@ class Preparation:
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
         return fit_prompted_head(self.own_bank, self.responsibilities, self.seed)
+
+    @property
+    def retained_samples(self) -> RetainedSamples | None:
+        """The own samples that should remain; None where each has a prompt of its own, or none is left."""
+        own = self.own_samples
+        retained = None if own.c is not None else RetainedSamples(self.backbone, own.x_0, self.responsibilities)
+        return retained if retained else None
 
     @cached_property
     def forget_score(self) -> nn.Module:

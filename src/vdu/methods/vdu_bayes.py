@@ -34,6 +34,7 @@ class Settings(MethodSettings):
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
+    retained_samples: bool = Field(True, description="where ρ reaches rho_max, aim at own samples; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
@@ -54,6 +55,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             strength=settings.strength,
             rho_max=settings.rho_max,
             prompted_rho_max=settings.prompted_rho_max,
+            retained=preparation.retained_samples if settings.retained_samples else None,
             precision=preparation.precision,
         )
 
