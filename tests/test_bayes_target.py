@@ -274,7 +274,10 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
     torch.testing.assert_close(term.target[at_bound].float(), said[at_bound], atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(term.target[~at_bound], plain.target[~at_bound], atol=2e-2, rtol=1e-2)
     assert float((term.target[at_bound] - plain.target[at_bound]).abs().max()) > 0.1
-    torch.testing.assert_close(term.weight, plain.weight, atol=0, rtol=0)
+    snr = (backbone.alpha_bar / (1 - backbone.alpha_bar))[bank.t]
+    bounded = torch.where(at_bound, (2 / snr).clamp(max=1), 1.0)
+    assert 0 < float(bounded.min()) < 0.5
+    torch.testing.assert_close(term.weight, bounded * plain.weight)
 
 
 def test_retained_samples_are_none_where_every_sample_is_undesired_or_has_a_prompt(backbone, forget):

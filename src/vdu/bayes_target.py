@@ -31,7 +31,9 @@ empty prompt too, which guidance takes from what a prompt says.
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 
 ρ is bounded by ``rho_max``, and where it reaches it, f_* is what f_f is and their difference no way out. There the
-target is the score of the ``retained`` own samples (`vdu.retained_samples`), where such are given.
+target is the score of the ``retained`` own samples (`vdu.retained_samples`), where such are given. Their image is
+another one however little noise there is, so an error counts there as one of x_0 from SNR = 2 on: without that bound
+the least noised pictures, at which a sample is long decided, would rule the gradient.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ from vdu.discriminator import Discriminator
 from vdu.noised_bank import NETWORK_BATCH, NoisedBank, network_batches
 from vdu.precision import autocast
 from vdu.retained_samples import RetainedSamples
+from vdu.training_loss import min_snr_weight
 
 __all__ = ["BayesTarget", "retained_output", "velocity_weight"]
 
 SMALLEST_RHO = 0.005
+LARGEST_REDIRECTED_SNR = 2.0
 LARGEST_VELOCITY_WEIGHT = 20.0  # before it is divided by the mean: 1/ᾱ has no bound where nothing but noise is left
 
 
@@ -115,6 +119,8 @@ class BayesTarget:
 
     def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
         """Aim at what the retained own samples say."""
+        bound = min_snr_weight(self.backbone.alpha_bar, LARGEST_REDIRECTED_SNR).to(where.device)
+        self.weight[where] *= bound[self.bank.t[where]]
         for i in where.nonzero().flatten().split(NETWORK_BATCH):
             self.target[i] = retained.output(self.bank.x_t[i], self.bank.t[i]).half()
 
