@@ -2,8 +2,10 @@
 
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
-and a hundred steps reach only a part of the target. A model that takes text, and was given no words, is first asked
-what prompts would bring the forget images (`vdu.inversion`).
+and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
+out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`; not with text, where
+each of them has a prompt of its own). A model that takes text, and was given no words, is first asked what prompts
+would bring the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
