@@ -8,7 +8,8 @@ from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.prompt_attack import AttackBudget, _draws, _Search, _vocabulary, attack
+from vdu.prompt_attack import AttackBudget, _draws, _Search, attack
+from vdu.vocabulary import typed_words
 
 TEXTS = ("a red apple", "a blue pear")
 SMALL = AttackBudget(words=3, rounds=6, candidates=8, images=2, times=3)
@@ -36,7 +37,7 @@ def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
 
 
 def test_its_loss_is_that_of_the_typed_prompt(backbone, x_0):
-    words, _ = _vocabulary(backbone.tokenizers)
+    words, _ = typed_words(backbone.tokenizers)
     draws = _draws(backbone, x_0, 3, torch.Generator().manual_seed(0))
     chosen = [words.index("red"), words.index("pear")]
     with backbone.placed_text(single=True):
@@ -53,13 +54,13 @@ def test_its_loss_is_that_of_the_typed_prompt(backbone, x_0):
 
 
 def test_its_gradient_is_the_slope_of_its_loss(backbone, x_0):
-    words, numbers = _vocabulary(backbone.tokenizers)
+    words, numbers = typed_words(backbone.tokenizers)
     _check_slopes(backbone, words, numbers, x_0)
 
 
 def test_the_words_of_two_text_encoders_are_attacked_together(tmp_path, x_0):
     backbone = where_words_have_a_say(load_backbone(make_xl_pipeline(tmp_path)))
-    words, numbers = _vocabulary(backbone.tokenizers)
+    words, numbers = typed_words(backbone.tokenizers)
     _check_slopes(backbone, words, numbers, x_0)
     first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL) for _ in range(2))
     assert first.loss_attacked < first.loss_plain

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.errors import VduError
 from vdu.seeding import generator
+from vdu.vocabulary import typed_words
 
 __all__ = ["Attack", "AttackBudget", "attack"]
 
@@ -78,23 +79,6 @@ def _draws(backbone: StableDiffusionBackbone, x_0: Tensor, times: int, g: torch.
     t, clean = at.repeat(len(x_0)).to(backbone.device), x_0.repeat_interleave(times, 0).to(backbone.device)
     eps = torch.randn(clean.shape, generator=g).to(backbone.device)
     return _Draws(backbone.add_noise(clean, eps, t), eps, t, torch.arange(len(x_0)).repeat_interleave(times))
-
-
-def _single_tokens(tokenizer: Any, words: list[str]) -> list[int | None]:
-    """The number of each word that is one ordinary token."""
-    special = set(tokenizer.all_special_ids)
-    encoded = tokenizer([word or " " for word in words], add_special_tokens=False).input_ids
-    return [ids[0] if len(ids) == 1 and ids[0] not in special else None for ids in encoded]
-
-
-def _vocabulary(tokenizers: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
-    """Words that stand alone as one token of every tokenizer, and their numbers: what is found can be typed."""
-    first = tokenizers[0]
-    words = [first.decode([number]).strip() for number in range(len(first))]
-    words = [words[n] for n, single in enumerate(_single_tokens(first, words)) if words[n].isalpha() and single == n]
-    numbers = [_single_tokens(tokenizer, words) for tokenizer in tokenizers]
-    kept = [i for i, of_word in enumerate(zip(*numbers, strict=True)) if None not in of_word]
-    return [words[i] for i in kept], [torch.tensor([row[i] for i in kept], dtype=torch.long) for row in numbers]
 
 
 class _Search:
@@ -170,7 +154,7 @@ def attack(
     if not isinstance(backbone, StableDiffusionBackbone):
         raise VduError("a prompt attack needs a text-to-image model: this one takes no prompts")
     started, g = time.monotonic(), generator(seed, "attack")
-    words, numbers = _vocabulary(backbone.tokenizers)
+    words, numbers = typed_words(backbone.tokenizers)
     longest = backbone.tokens([""]).shape[1]
     if not words or budget.words > longest - 3:
         raise VduError(f"an attack of {budget.words} words does not fit into a prompt of {longest} tokens")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vdu import __version__
-from vdu.cli import bench, data, delta, evaluation, methods, posterior, relearning, sampling, unlearning, zoo
+from vdu.cli import bench, data, delta, evaluation, methods, posterior, relearning, sampling, unlearning, words, zoo
 from vdu.cli.options import make_app
 from vdu.errors import VduError
 
@@ -26,6 +26,7 @@ app.command(name="unlearn")(unlearning.unlearn_command)
 app.command(name="methods")(methods.methods_command)
 app.command()(evaluation.evaluate)
 app.command(name="relearn")(relearning.relearn_command)
+app.command(name="words")(words.words_command)
 app.command()(sampling.train)
 app.command()(sampling.sample)
 app.command(name="apply")(delta.apply_command)

@@ -1,0 +1,103 @@
+"""The words that ask for given images: losses against a loop of typed prompts, rounds, and the command."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_pipeline as make_ddpm
+from conftest import run_vdu
+from PIL import Image
+from test_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
+
+from vdu import VduError
+from vdu.backbone import load_backbone
+from vdu.seeding import generator
+from vdu.vocabulary import _noised_alike, asking_words, typed_words
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    return where_words_have_a_say(load_backbone(make_pipeline(tmp_path)))
+
+
+@pytest.fixture
+def x_0():
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def naive_gains(backbone, at, words):
+    """Of each word ``(n,)``: one prompt and one noised image at a time."""
+
+    def errors(text):
+        c = backbone.condition([text])
+        said = [backbone.predict_eps(backbone.network, at.x_t[i : i + 1], at.t[i : i + 1], c) for i in range(len(at.t))]
+        return torch.stack([(eps[0] - at.eps[i]).pow(2).mean() for i, eps in enumerate(said)])
+
+    with torch.no_grad():
+        plain = errors(" ")  # the empty prompt, encoded after words were given a say
+        return {word: plain - errors(word) for word in words}
+
+
+def test_every_word_is_judged_by_what_the_network_makes_of_it_on_the_same_noise(backbone, x_0):
+    words, _ = typed_words(backbone.tokenizers)
+    found = asking_words(backbone, x_0, 5, rounds=((7, len(words)),))
+    gains = naive_gains(backbone, _noised_alike(backbone, x_0, 7, generator(5, "words", 0)), words)
+    assert {w.text for w in found} == set(words) >= set(WORDS)
+    for word in found:
+        assert word.gain == pytest.approx(float(gains[word.text].mean()), rel=1e-3, abs=1e-6)
+        assert word.standard_error == pytest.approx(float(gains[word.text].std()) / 7**0.5, rel=1e-3, abs=1e-6)
+    order = [w.gain for w in found]
+    assert order == sorted(order, reverse=True)
+    assert order[0] > order[-1]
+
+
+def test_the_best_of_a_round_are_judged_anew_on_noise_they_have_not_met(backbone, x_0):
+    passes, told = backbone.passes, []
+    words, _ = typed_words(backbone.tokenizers)
+    found = asking_words(
+        backbone, x_0, 5, rounds=((2, 4), (6, 3)), on_round=lambda count, images: told.append((count, images))
+    )
+    first = naive_gains(backbone, _noised_alike(backbone, x_0, 2, generator(5, "words", 0)), words)
+    stayed = sorted(words, key=lambda word: -float(first[word].mean()))[:4]
+    again = naive_gains(backbone, _noised_alike(backbone, x_0, 6, generator(5, "words", 1)), stayed)
+    assert [w.text for w in found] == sorted(stayed, key=lambda word: -float(again[word].mean()))[:3]
+    assert told == [(len(words), 2), (4, 6)]
+    counted = 2 * (len(words) + 1) + 6 * 5
+    assert backbone.passes - passes == 2 * counted  # the loops above ask for the same again
+
+
+def test_the_noised_images_are_each_of_them_as_often_and_of_all_times(backbone, x_0):
+    at = _noised_alike(backbone, x_0, 6, generator(0, "words", 0))
+    clean = (at.x_t - (1 - backbone.alpha_bar[at.t]).sqrt().view(-1, 1, 1, 1) * at.eps) / backbone.alpha_bar[
+        at.t
+    ].sqrt().view(-1, 1, 1, 1)
+    which = torch.cdist(clean.flatten(1), x_0.flatten(1)).argmin(1)
+    assert which.bincount().tolist() == [2, 2, 2]
+    assert (at.t * 6 // backbone.timesteps).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_it_is_the_same_again_for_a_seed_and_refuses_a_model_without_text(backbone, x_0):
+    one, two, other = (asking_words(backbone, x_0, seed, rounds=((3, 4),)) for seed in (1, 1, 2))
+    assert one == two
+    assert one != other
+    with pytest.raises(VduError, match="takes no prompts"):
+        asking_words(load_backbone(make_ddpm()), x_0, 0)
+
+
+def test_the_command_shows_the_words_and_writes_them(tmp_path, monkeypatch, capsys):
+    make_pipeline(tmp_path).save_pretrained(tmp_path / "model")
+    make_ddpm().save_pretrained(tmp_path / "wordless")
+    (tmp_path / "forget").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), (90 * i, 50, 200)).save(tmp_path / "forget" / f"{i}.png")
+    out = tmp_path / "words.json"
+    said = ["--forget", str(tmp_path / "forget"), "--precision", "fp32"]
+    code, shown, _ = run_vdu(monkeypatch, capsys, "words", tmp_path / "model", *said, "--show", "3", "--out", out)
+    assert code == 0
+    written = json.loads(out.read_text())
+    assert [word["text"] in shown for word in written["words"][:3]] == [True] * 3
+    assert {word["text"] for word in written["words"]} >= set(WORDS)
+    assert written["forget"]["images"] == 2
+    code, _, err = run_vdu(monkeypatch, capsys, "words", tmp_path / "wordless", *said)
+    assert code == 2
+    assert "takes no prompts" in err
