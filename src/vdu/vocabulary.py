@@ -25,7 +25,7 @@ from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.stratified_times import stratified_shares, times_at
 
-__all__ = ["ROUNDS", "AskingWord", "asking_words", "typed_words"]
+__all__ = ["ROUNDS", "AskingWord", "asking_words", "refuse_wordless", "typed_words"]
 
 ROUNDS = ((4, 512), (16, 64), (64, 64))  # noised images, and how many of the words stay
 EMPTY = ""
@@ -85,6 +85,12 @@ def _errors(backbone: StableDiffusionBackbone, at: Noised, words: list[str], pre
     return torch.cat(rows).view(len(words), count)
 
 
+def refuse_wordless(backbone: Any) -> None:
+    """Raises `VduError` for a model that reads no text."""
+    if not isinstance(backbone, StableDiffusionBackbone):
+        raise VduError("only a model that takes text has words: this one takes no prompts")
+
+
 def asking_words(
     backbone: Any,
     x_0: Tensor,
@@ -98,8 +104,7 @@ def asking_words(
 
     ``on_round`` is told how many words meet how many noised images. Raises `VduError` for a model that reads no text.
     """
-    if not isinstance(backbone, StableDiffusionBackbone):
-        raise VduError("only a model that takes text has words: this one takes no prompts")
+    refuse_wordless(backbone)
     words, _ = typed_words(backbone.tokenizers)
     gains = torch.zeros(len(words), 1)
     for number, (images, stay) in enumerate(rounds):

@@ -30,12 +30,13 @@ def words_command(
     from vdu.image_set import load_image_set
     from vdu.output import refuse_existing, write_record
     from vdu.precision import resolve_precision
-    from vdu.vocabulary import asking_words
+    from vdu.vocabulary import asking_words, refuse_wordless
 
     if out:
         refuse_existing(out, overwrite)
     place = resolve_device(device)
     backbone = open_model(model, config=config, device=place)
+    refuse_wordless(backbone)
     pictures = load_image_set(forget, backbone.shape)
     found = asking_words(
         backbone,
