@@ -265,7 +265,9 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8, score_steps=1)
     head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
     retained = RetainedSamples(backbone, preparation.own_samples.x_0, torch.arange(8) / 8)
-    bound = float(head(bank.features, bank.t_share).sigmoid().median())
+    ordered = head(bank.features, bank.t_share).sigmoid().sort().values
+    middle = len(ordered) // 2
+    bound = float(ordered[middle - 1 : middle + 1].mean())  # between two items
     plain = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound)
     term = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound, retained=retained)
     at_bound = head(bank.features, bank.t_share).sigmoid() >= bound
@@ -280,18 +282,33 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
     torch.testing.assert_close(term.weight, bounded * plain.weight)
 
 
-def test_retained_samples_are_none_where_every_sample_is_undesired_or_has_a_prompt(backbone, forget):
-    def made(c: float, numbers: torch.Tensor | None = None) -> RetainedSamples | None:
-        preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8)
-        preparation.__dict__["responsibilities"] = torch.full((8,), c)
-        preparation.__dict__["own_samples"] = Clean(torch.randn(8, *backbone.shape), numbers)
+def test_retained_samples_are_none_where_few_are_left_or_each_has_a_prompt(backbone, forget):
+    def made(c: float, count: int, numbers: torch.Tensor | None = None) -> RetainedSamples | None:
+        preparation = Preparation(backbone, Clean(forget), seed=0, own_count=count)
+        preparation.__dict__["responsibilities"] = torch.full((count,), c)
+        preparation.__dict__["own_samples"] = Clean(torch.randn(count, *backbone.shape), numbers)
         return preparation.retained_samples
 
-    assert made(0.9) is None
-    assert made(0.1, torch.zeros(8, dtype=torch.long)) is None
-    kept = made(0.1)
+    assert made(0.9, 20) is None
+    assert made(0.1, 15) is None
+    assert made(0.1, 20, torch.zeros(20, dtype=torch.long)) is None
+    kept = made(0.1, 16)
     assert kept is not None
-    assert len(kept) == 8
+    assert len(kept) == 16
+
+
+def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):
+    preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
+    preparation.__dict__["responsibilities"] = torch.arange(24) / 30
+    undesired, targets = preparation.forget_score, []
+    for settings in ({}, {"retained_samples": False}):
+        preparation.__dict__["forget_score"] = undesired  # built, a method lets go of it
+        made = make_settings(find_method("vdu"), {"rho_max": 0.3, **settings})
+        targets.append(find_method("vdu").build(made, preparation, backbone.trainable_copy()))
+    for redirected, plain in zip(*((o.plasticity, o.stability) for o in targets), strict=True):
+        differs = (redirected.target - plain.target).abs().flatten(1).amax(1) > 0.05
+        assert torch.equal(differs, redirected.rho >= 0.3)
+    assert any(bool((o.rho >= 0.3).any()) for o in (targets[0].plasticity, targets[0].stability))
 
 
 def test_an_error_of_the_output_weighs_what_it_does_to_v():
@@ -308,6 +325,14 @@ def test_an_error_of_the_output_weighs_what_it_does_to_v():
         assert float(weight.mean()) == pytest.approx(1)
         weighted = weight * (output - off).pow(2) / (v - v_off).pow(2)
         torch.testing.assert_close(weighted, weighted[:1].expand(40), rtol=1e-3, atol=0)
+        bounded = velocity_weight(alpha_bar, kind, largest_snr=2.0)
+        snr = alpha_bar / (1 - alpha_bar)
+        torch.testing.assert_close(bounded / weight, (2 / snr).clamp(max=1))
+        as_x_0 = bounded * {"epsilon": snr, "sample": torch.ones(40), "v_prediction": snr + 1}[kind] * alpha_bar
+        torch.testing.assert_close(as_x_0[snr > 2], as_x_0[snr > 2][:1].expand(int((snr > 2).sum())))
+    clean_end = torch.tensor([0.9999, 0.5])  # there 1/(1 − ᾱ) is over the largest weight, its bounded value is not
+    ratio = velocity_weight(clean_end, "sample", 2.0)[0] / velocity_weight(clean_end, "sample")[1]
+    assert float(ratio) == pytest.approx(1, rel=1e-2)
     at_noise = velocity_weight(torch.tensor([1.0, 1e-9]), "epsilon")
     assert float(at_noise[1] / at_noise[0]) == pytest.approx(20)
 

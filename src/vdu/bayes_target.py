@@ -55,11 +55,17 @@ LARGEST_REDIRECTED_SNR = 2.0
 LARGEST_VELOCITY_WEIGHT = 20.0  # before it is divided by the mean: 1/ᾱ has no bound where nothing but noise is left
 
 
-def velocity_weight(alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What a squared error of the network's output counts as one of v at each time ``(T,)``; mean 1."""
+def velocity_weight(alpha_bar: Tensor, prediction_type: str, largest_snr: float | None = None) -> Tensor:
+    """What a squared error of the network's output counts as one of v at each time ``(T,)``; mean 1.
+
+    From ``largest_snr`` on, where it is given, as one of x_0, v² min(SNR, largest_snr) / SNR; the mean is that without.
+    """
     inverse = {"epsilon": 1 / alpha_bar, "sample": 1 / (1 - alpha_bar), "v_prediction": torch.ones_like(alpha_bar)}
-    weight = inverse[prediction_type].clamp(max=LARGEST_VELOCITY_WEIGHT)
-    return weight / weight.mean()
+    weight = inverse[prediction_type]
+    mean = weight.clamp(max=LARGEST_VELOCITY_WEIGHT).mean()
+    if largest_snr is not None:
+        weight = weight * min_snr_weight(alpha_bar, largest_snr)
+    return weight.clamp(max=LARGEST_VELOCITY_WEIGHT) / mean
 
 
 def retained_output(
@@ -97,15 +103,17 @@ class BayesTarget:
         if prompted is not None and bank.c is not None:
             self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.unprompted_rho)
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
-        self.weight = _weight(self.rho, bank.c) * self._time_weight(bank.t)
-        self.target = bank.original.clone()
         redirected = self.rho >= rho_max if retained else torch.zeros_like(self.rho, dtype=torch.bool)
+        of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
+        self.weight = _weight(self.rho, bank.c) * of_time
+        self.target = bank.original.clone()
         self._guide(forget_score, ~redirected)
         if retained:
             self._redirect(retained, redirected)
 
-    def _time_weight(self, t: Tensor) -> Tensor:
-        return velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type).to(t.device)[t]
+    def _time_weight(self, largest_snr: float | None = None) -> Tensor:
+        weight = velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type, largest_snr)
+        return weight.to(self.bank.t.device)[self.bank.t]
 
     @torch.no_grad()
     def _guide(self, forget_score: nn.Module, where: Tensor) -> None:
@@ -119,8 +127,6 @@ class BayesTarget:
 
     def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
         """Aim at what the retained own samples say."""
-        bound = min_snr_weight(self.backbone.alpha_bar, LARGEST_REDIRECTED_SNR).to(where.device)
-        self.weight[where] *= bound[self.bank.t[where]]
         for i in where.nonzero().flatten().split(NETWORK_BATCH):
             self.target[i] = retained.output(self.bank.x_t[i], self.bank.t[i]).half()
 

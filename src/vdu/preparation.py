@@ -32,6 +32,7 @@ OWN_SAMPLES = 512
 SCORE_STEPS = 100
 JUDGED_DRAWS = 12
 SHARE_OF_ONE = 0.05
+FEWEST_RETAINED = 16
 
 
 @dataclass
@@ -208,10 +209,12 @@ class Preparation:
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
-        """The own samples that should remain; None where each has a prompt of its own, or none is left."""
+        """The own samples that should remain; None where each has a prompt of its own, or hardly any is left."""
         own = self.own_samples
-        retained = None if own.c is not None else RetainedSamples(self.backbone, own.x_0, self.responsibilities)
-        return retained if retained else None
+        if own.c is not None:
+            return None
+        retained = RetainedSamples(self.backbone, own.x_0, self.responsibilities)
+        return retained if len(retained) >= FEWEST_RETAINED else None
 
     @cached_property
     def forget_score(self) -> nn.Module:

@@ -25,6 +25,7 @@ class RetainedSamples:
     def __init__(self, backbone: Backbone, own_samples: Tensor, c: Tensor) -> None:
         self.backbone, kept = backbone, c.cpu() < 0.5
         self.x_0 = own_samples.cpu()[kept].double()
+        self.squared_norm = self.x_0.flatten(1).square().sum(1)
         self.log_weight = (1 - c.cpu()[kept].double()).log()
 
     def __len__(self) -> int:
@@ -35,7 +36,7 @@ class RetainedSamples:
         alpha_bar = self.backbone.alpha_bar.double()[t.cpu()].unsqueeze(1)
         images = self.x_0.flatten(1)
         # ‖x_t‖² is the same for all; without a division by ᾱ, which a schedule may end at 0
-        near = alpha_bar.sqrt() * (x_t.cpu().double().flatten(1) @ images.T) - alpha_bar / 2 * images.square().sum(1)
+        near = alpha_bar.sqrt() * (x_t.cpu().double().flatten(1) @ images.T) - alpha_bar / 2 * self.squared_norm
         weight = (near / (1 - alpha_bar) + self.log_weight).softmax(1)
         return (weight @ images).view(-1, *self.x_0.shape[1:])
 

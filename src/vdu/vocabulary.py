@@ -59,8 +59,8 @@ def typed_words(tokenizers: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
 
 
 def _noised_alike(backbone: StableDiffusionBackbone, x_0: Tensor, count: int, g: torch.Generator) -> Noised:
-    """``count`` of ``x_0``, each as often as the others, at stratified times."""
-    i = torch.randperm(-(-count // len(x_0)) * len(x_0), generator=g)[:count] % len(x_0)
+    """``count`` of ``x_0``, each as often as the others or once less, at stratified times."""
+    i = torch.cat([torch.randperm(len(x_0), generator=g) for _ in range(0, count, len(x_0))])[:count]
     t = times_at(stratified_shares(count, g), backbone.timesteps)
     eps = torch.randn(x_0[i].shape, generator=g)
     x_t, device = backbone.add_noise(x_0[i], eps, t), backbone.device

@@ -36,7 +36,7 @@ class Settings(MethodSettings):
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    retained_samples: bool = Field(True, description="where ρ reaches rho_max, aim at own samples; not with text")
+    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
