@@ -261,13 +261,19 @@ def test_retained_samples_lead_from_an_undesired_sample_to_one_that_remains(back
     torch.testing.assert_close(early[0], own[1 + nearest], atol=1e-3, rtol=0)
 
 
+def middle_of_rho(preparation: Preparation) -> float:
+    """Between the two middle values of ρ at strength 1 in the bank of own samples."""
+    bank = preparation.own_bank
+    ordered = preparation.discriminator(bank.features, bank.t_share).sigmoid().sort().values
+    middle = len(ordered) // 2
+    return float(ordered[middle - 1 : middle + 1].mean())
+
+
 def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8, score_steps=1)
     head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
     retained = RetainedSamples(backbone, preparation.own_samples.x_0, torch.arange(8) / 8)
-    ordered = head(bank.features, bank.t_share).sigmoid().sort().values
-    middle = len(ordered) // 2
-    bound = float(ordered[middle - 1 : middle + 1].mean())  # between two items
+    bound = middle_of_rho(preparation)
     plain = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound)
     term = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound, retained=retained)
     at_bound = head(bank.features, bank.t_share).sigmoid() >= bound
@@ -299,16 +305,17 @@ def test_retained_samples_are_none_where_few_are_left_or_each_has_a_prompt(backb
 
 def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
-    preparation.__dict__["responsibilities"] = torch.arange(24) / 30
-    undesired, targets = preparation.forget_score, []
+    preparation.__dict__["responsibilities"] = torch.arange(24) / 40
+    undesired, targets, bound = preparation.forget_score, [], middle_of_rho(preparation)
     for settings in ({}, {"retained_samples": False}):
         preparation.__dict__["forget_score"] = undesired  # built, a method lets go of it
-        made = make_settings(find_method("vdu"), {"rho_max": 0.3, **settings})
+        made = make_settings(find_method("vdu"), {"strength": 1.0, "rho_max": bound, **settings})
         targets.append(find_method("vdu").build(made, preparation, backbone.trainable_copy()))
     for redirected, plain in zip(*((o.plasticity, o.stability) for o in targets), strict=True):
         differs = (redirected.target - plain.target).abs().flatten(1).amax(1) > 0.05
-        assert torch.equal(differs, redirected.rho >= 0.3)
-    assert any(bool((o.rho >= 0.3).any()) for o in (targets[0].plasticity, targets[0].stability))
+        assert torch.equal(differs, redirected.rho >= bound)
+    share = float((targets[0].stability.rho >= bound).double().mean())
+    assert share == 0.5
 
 
 def test_an_error_of_the_output_weighs_what_it_does_to_v():
