@@ -1,0 +1,111 @@
+"""The score of the own samples that should remain: against a loop, at its ends, and where the method takes it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import make_pipeline
+
+from vdu.backbone import load_backbone
+from vdu.bayes_target import BayesTarget
+from vdu.methods import find_method, make_settings
+from vdu.noising import Clean
+from vdu.preparation import Preparation
+from vdu.retained_samples import RetainedSamples
+
+
+def naive_retained_mean(x_t: torch.Tensor, alpha_bar: float, own: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """x̂_0 of one ``x_t``: the formula of `vdu.retained_samples` as a loop."""
+    pairs = [(x, 1 - float(w)) for x, w in zip(own.double(), c, strict=True) if w < 0.5]
+    logs = [
+        math.log(w) - float((x_t.double() - alpha_bar**0.5 * x).square().sum()) / (2 * (1 - alpha_bar))
+        for x, w in pairs
+    ]
+    weights = [math.exp(log - max(logs)) for log in logs]
+    return sum(w * x for w, (x, _) in zip(weights, pairs, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_retained_samples_say_the_score_of_their_mixture_whatever_the_network_predicts(kind):
+    b = load_backbone(make_pipeline(kind))
+    own, c = (
+        torch.randn(6, *b.shape, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0.0, 0.4, 0.2, 0.5, 1, 0]),
+    )
+    t = torch.tensor([2, 20, 47])
+    x_t = b.add_noise(own[[3, 1, 4]], torch.randn(3, *b.shape, generator=torch.Generator().manual_seed(1)), t)
+    retained = RetainedSamples(b, own, c)
+    said = b.to_eps(retained.output(x_t, t), x_t, t)
+    assert len(retained) == 4
+    for i in range(3):
+        alpha_bar = float(b.alpha_bar[t[i]])
+        mean = naive_retained_mean(x_t[i], alpha_bar, own, c)
+        eps = (x_t[i].double() - alpha_bar**0.5 * mean) / (1 - alpha_bar) ** 0.5
+        torch.testing.assert_close(said[i], eps.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_retained_samples_lead_from_an_undesired_sample_to_one_that_remains(backbone):
+    own = torch.randn(5, *backbone.shape, generator=torch.Generator().manual_seed(0))
+    retained = RetainedSamples(backbone, own, torch.tensor([0.999, 0.2, 0.2, 0.2, 0.2]))
+    nearest = int((own[1:] - own[0]).square().sum((1, 2, 3)).argmin())
+    early = retained.x_0_hat(own[:1], torch.tensor([0])).float()
+    torch.testing.assert_close(early[0], own[1 + nearest], atol=1e-3, rtol=0)
+
+
+def middle_of_rho(preparation: Preparation) -> float:
+    """Between the two middle values of ρ at strength 1 in the bank of own samples."""
+    bank = preparation.own_bank
+    ordered = preparation.discriminator(bank.features, bank.t_share).sigmoid().sort().values
+    middle = len(ordered) // 2
+    return float(ordered[middle - 1 : middle + 1].mean())
+
+
+def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(backbone, forget):
+    preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8, score_steps=1)
+    head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
+    retained = RetainedSamples(backbone, preparation.own_samples.x_0, torch.arange(8) / 8)
+    bound = middle_of_rho(preparation)
+    plain = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound)
+    term = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound, retained=retained)
+    at_bound = head(bank.features, bank.t_share).sigmoid() >= bound
+    assert 0 < int(at_bound.sum()) < len(bank.t)
+    said = retained.output(bank.x_t, bank.t)
+    torch.testing.assert_close(term.target[at_bound].float(), said[at_bound], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(term.target[~at_bound], plain.target[~at_bound], atol=2e-2, rtol=1e-2)
+    assert float((term.target[at_bound] - plain.target[at_bound]).abs().max()) > 0.1
+    snr = (backbone.alpha_bar / (1 - backbone.alpha_bar))[bank.t]
+    bounded = torch.where(at_bound, (2 / snr).clamp(max=1), 1.0)
+    assert 0 < float(bounded.min()) < 0.5
+    torch.testing.assert_close(term.weight, bounded * plain.weight)
+
+
+def test_retained_samples_are_none_where_few_are_left_or_each_has_a_prompt(backbone, forget):
+    def made(c: float, count: int, numbers: torch.Tensor | None = None) -> RetainedSamples | None:
+        preparation = Preparation(backbone, Clean(forget), seed=0, own_count=count)
+        preparation.__dict__["responsibilities"] = torch.full((count,), c)
+        preparation.__dict__["own_samples"] = Clean(torch.randn(count, *backbone.shape), numbers)
+        return preparation.retained_samples
+
+    assert made(0.9, 20) is None
+    assert made(0.1, 15) is None
+    assert made(0.1, 20, torch.zeros(20, dtype=torch.long)) is None
+    kept = made(0.1, 16)
+    assert kept is not None
+    assert len(kept) == 16
+
+
+def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):
+    preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
+    preparation.__dict__["responsibilities"] = torch.arange(24) / 40
+    undesired, targets, bound = preparation.forget_score, [], middle_of_rho(preparation)
+    for settings in ({}, {"retained_samples": False}):
+        preparation.__dict__["forget_score"] = undesired  # built, a method lets go of it
+        made = make_settings(find_method("vdu"), {"strength": 1.0, "rho_max": bound, **settings})
+        targets.append(find_method("vdu").build(made, preparation, backbone.trainable_copy()))
+    for redirected, plain in zip(*((o.plasticity, o.stability) for o in targets), strict=True):
+        differs = (redirected.target - plain.target).abs().flatten(1).amax(1) > 0.05
+        assert torch.equal(differs, redirected.rho >= bound)
+    share = float((targets[0].stability.rho >= bound).double().mean())
+    assert share == 0.5
