@@ -30,11 +30,8 @@ def naive_retained_mean(x_t: torch.Tensor, alpha_bar: float, own: torch.Tensor, 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_retained_samples_say_the_score_of_their_mixture_whatever_the_network_predicts(kind):
     b = load_backbone(make_pipeline(kind))
-    own, c = (
-        torch.randn(6, *b.shape, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([0.0, 0.4, 0.2, 0.5, 1, 0]),
-    )
-    t = torch.tensor([2, 20, 47])
+    own = torch.randn(6, *b.shape, generator=torch.Generator().manual_seed(0))
+    c, t = torch.tensor([0.0, 0.4, 0.2, 0.5, 1, 0]), torch.tensor([2, 20, 47])
     x_t = b.add_noise(own[[3, 1, 4]], torch.randn(3, *b.shape, generator=torch.Generator().manual_seed(1)), t)
     retained = RetainedSamples(b, own, c)
     said = b.to_eps(retained.output(x_t, t), x_t, t)

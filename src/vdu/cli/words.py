@@ -49,6 +49,5 @@ def words_command(
         typer.echo(f"{word.text:<16s} {1000 * word.gain:+7.2f} ± {1000 * word.standard_error:.2f}")
     typer.echo("thousandths of the squared error that the word takes off the empty prompt's, and its standard error")
     if out:
-        write_record(
-            out, {"model": model, "forget": pictures.record(), "seed": seed, "words": list(map(asdict, found))}
-        )
+        words = [asdict(word) for word in found]
+        write_record(out, {"model": model, "forget": pictures.record(), "seed": seed, "words": words})

@@ -46,6 +46,7 @@ class Settings(MethodSettings):
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A and B are the same regression on different images."""
     preparation.inversion_steps = settings.inversion_steps
+    retained = preparation.retained_samples if settings.retained_samples else None
 
     def term(bank: NoisedBank) -> BayesTarget:
         return BayesTarget(
@@ -57,7 +58,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             strength=settings.strength,
             rho_max=settings.rho_max,
             prompted_rho_max=settings.prompted_rho_max,
-            retained=preparation.retained_samples if settings.retained_samples else None,
+            retained=retained,
             precision=preparation.precision,
         )
 
