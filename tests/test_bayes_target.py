@@ -152,22 +152,22 @@ def test_every_fold_holds_samples_with_and_without_found_prompts():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
-def test_a_share_is_bounded_in_each_group_apart():
+def test_the_share_is_bounded_among_the_others_and_taken_for_what_was_sought():
     score_f = torch.linspace(1, 2, 100)
     score_o = torch.cat([torch.full((80,), 0.0), torch.full((20,), 3.0)])
-    few, many = torch.arange(100) < 80, torch.arange(100) >= 80
-    alone = [best_bin_share(torch.full((100,), u), n) for u, n in ((0.0, 80), (1.0, 20))]
-    assert _estimated_share(score_f, score_o, [few, many]) == pytest.approx(0.8 * alone[0] + 0.2 * alone[1])
-    assert alone == pytest.approx([1 / 80, 0.9])
+    alone = best_bin_share(torch.zeros(100), 80)
+    assert alone == pytest.approx(1 / 80)
+    assert _estimated_share(score_f, score_o, torch.arange(100) >= 80) == pytest.approx(0.8 * alone + 0.2 * 0.8)
+    assert _estimated_share(score_f, score_o[80:], None) == 0.9
 
 
 def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(clusters, monkeypatch):
     monkeypatch.setattr("vdu.responsibility.STEPS", 30)
     monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
     forget, own, _ = clusters
-    everything, folds = torch.ones(own.images, dtype=torch.bool), _folds(own.images, None)
+    folds = _folds(own.images, None)
     bounds = [
-        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds), [everything])
+        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds), None)
         for seed in (5, 9, 13)
     ]
     assert len(set(bounds)) > 1

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 from conftest import make_pipeline
+from test_stable_diffusion import make_pipeline as make_text_pipeline
 
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
 from vdu.preparation import Preparation
+from vdu.prompts import Prompts
 from vdu.retained_samples import RetainedSamples
 
 
@@ -78,7 +80,29 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
     torch.testing.assert_close(term.weight, bounded * plain.weight)
 
 
-def test_retained_samples_are_none_where_few_are_left_or_each_has_a_prompt(backbone, forget):
+def test_with_a_prompt_the_target_moves_by_what_leads_from_the_undesired_to_retained_samples(tmp_path):
+    backbone = load_backbone(make_text_pipeline(tmp_path), Prompts(("a pear", "a blue apple"), ("",)))
+    x_0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    clean = Clean(x_0, torch.zeros(3, dtype=torch.long))
+    preparation = Preparation(backbone, clean, 0, own_count=8, score_steps=1, inversion_steps=2)
+    bank, undesired = preparation.own_bank, preparation.forget_score
+    heads = (preparation.discriminator, preparation.prompted_discriminator)
+    retained = RetainedSamples(backbone, preparation.own_samples.x_0, torch.arange(8) / 8)
+    bound = middle_of_rho(preparation)
+    plain, term = (BayesTarget(backbone, bank, *heads, undesired, rho_max=bound, retained=r) for r in (None, retained))
+    redirected = (heads[0](bank.features, bank.t_share).sigmoid() >= bound) & (term.rho > 0.005)
+    assert int((redirected & (bank.c > 0)).sum()) > 0
+    torch.testing.assert_close(term.target[~redirected], plain.target[~redirected], atol=5e-3, rtol=5e-3)
+    for i in redirected.nonzero().flatten():
+        at, wanted = (bank.x_t[i : i + 1], bank.t[i : i + 1]), retained.output(bank.x_t[i : i + 1], bank.t[i : i + 1])
+        if bank.c[i] > 0:
+            with torch.no_grad():
+                direction = wanted - backbone.output(undesired, *at)
+            wanted = bank.original[i : i + 1].float() + term.rho[i] * direction
+        torch.testing.assert_close(term.target[i : i + 1].float(), wanted, atol=5e-3, rtol=5e-3)
+
+
+def test_retained_samples_are_none_where_few_are_left(backbone, forget):
     def made(c: float, count: int, numbers: torch.Tensor | None = None) -> RetainedSamples | None:
         preparation = Preparation(backbone, Clean(forget), seed=0, own_count=count)
         preparation.__dict__["responsibilities"] = torch.full((count,), c)
@@ -87,10 +111,9 @@ def test_retained_samples_are_none_where_few_are_left_or_each_has_a_prompt(backb
 
     assert made(0.9, 20) is None
     assert made(0.1, 15) is None
-    assert made(0.1, 20, torch.zeros(20, dtype=torch.long)) is None
-    kept = made(0.1, 16)
-    assert kept is not None
-    assert len(kept) == 16
+    for kept in (made(0.1, 16), made(0.1, 16, torch.arange(16))):
+        assert kept is not None
+        assert len(kept) == 16
 
 
 def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):

@@ -209,11 +209,8 @@ class Preparation:
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
-        """The own samples that should remain; None where each has a prompt of its own, or hardly any is left."""
-        own = self.own_samples
-        if own.c is not None:
-            return None
-        retained = RetainedSamples(self.backbone, own.x_0, self.responsibilities)
+        """The own samples that should remain, whatever they were asked with; None where hardly any is left."""
+        retained = RetainedSamples(self.backbone, self.own_samples.x_0, self.responsibilities)
         return retained if len(retained) >= FEWEST_RETAINED else None
 
     @cached_property

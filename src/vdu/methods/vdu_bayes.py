@@ -3,9 +3,8 @@
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
 and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
-out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`; not with text, where
-each of them has a prompt of its own). A model that takes text, and was given no words, is first asked what prompts
-would bring the forget images (`vdu.inversion`).
+out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`). A model that takes
+text, and was given no words, is first asked what prompts would bring the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Settings(MethodSettings):
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max; not with text")
+    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
