@@ -116,6 +116,26 @@ def test_retained_samples_are_none_where_few_are_left(backbone, forget):
         assert len(kept) == 16
 
 
+def test_own_samples_that_were_asked_for_with_what_brings_the_undesired_are_not_retained(tmp_path):
+    backbone = load_backbone(make_text_pipeline(tmp_path), Prompts(("a pear",), ("a red apple",)))
+    pear, apple, both = (
+        backbone.condition(texts) for texts in (["a pear"], ["a red apple"], ["a pear", "a red apple"])
+    )
+
+    def made(c: torch.Tensor) -> Preparation:
+        preparation = Preparation(backbone, Clean(torch.zeros(4, *backbone.latent_shape), c), seed=0, own_count=40)
+        preparation.__dict__["own_samples"] = Clean(torch.randn(40, *backbone.latent_shape), both.repeat(20))
+        preparation.__dict__["responsibilities"] = torch.full((40,), 0.1)
+        return preparation
+
+    named, captioned, unnamed = made(apple.repeat(4)), made(both.repeat(2)), made(torch.zeros(4, dtype=torch.long))
+    assert named.sought.tolist() == [False, True] * 20
+    assert (captioned.sought, unnamed.sought) == (None, None)
+    assert (len(named.retained_samples), len(captioned.retained_samples)) == (20, 40)
+    unnamed.__dict__["found_prompts"] = pear
+    assert unnamed.sought.tolist() == [True, False] * 20
+
+
 def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
     preparation.__dict__["responsibilities"] = torch.arange(24) / 40

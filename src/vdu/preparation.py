@@ -161,20 +161,29 @@ class Preparation:
         """Noised own samples."""
         return self._bank(self.own_samples, "own")
 
+    @property
+    def sought(self) -> Tensor | None:
+        """Which own samples ``(M,)`` were asked for with what brings the undesired: found prompts, or the concept in
+        words, one for all forget images. None where there is no such thing."""
+        asked, bringing = self.own_samples.c, self.found_prompts
+        if bringing is None and self.forget.c is not None:
+            bringing = self.forget.c.unique()
+            bringing = bringing if len(bringing) == 1 and bool(bringing.any()) else None
+        return None if asked is None or bringing is None else torch.isin(asked, bringing)
+
     @cached_property
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind, judged by noised pictures of its own bank.
 
-        A given share is one of what is made without the found prompts: nobody knew of those.
+        A given share is one of what is made without being asked for it.
         """
-        forget, own, found = self.forget_bank, self.own_samples, self.found_prompts
+        forget, own = self.forget_bank, self.own_samples
         self.begin("finding the undesired part of its images")
-        sought = None if own.c is None or found is None else torch.isin(own.c, found)
         items = JUDGED_DRAWS * len(own)
         judged = fill_bank(
             self.backbone, own.x_0, self.seed, "judged", precision=self.precision, items=items, t_range=(0.0, EARLY)
         )
-        return responsibilities(forget, judged, self.seed, self._known_share, sought)
+        return responsibilities(forget, judged, self.seed, self._known_share, self.sought)
 
     @property
     def _known_share(self) -> float | None:
@@ -209,8 +218,9 @@ class Preparation:
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
-        """The own samples that should remain, whatever they were asked with; None where hardly any is left."""
-        retained = RetainedSamples(self.backbone, self.own_samples.x_0, self.responsibilities)
+        """The own samples that should remain, of those that were not sought; None where hardly any is left."""
+        c = self.responsibilities if self.sought is None else self.responsibilities.masked_fill(self.sought, 1)
+        retained = RetainedSamples(self.backbone, self.own_samples.x_0, c)
         return retained if len(retained) >= FEWEST_RETAINED else None
 
     @cached_property
