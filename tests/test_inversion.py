@@ -126,12 +126,14 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
         assert torch.allclose(term.target[i].float(), wanted, atol=5e-3)
 
 
-def test_own_samples_weigh_more_where_text_is_read_unless_the_weight_is_given():
+def test_own_samples_weigh_more_and_are_no_target_where_text_is_read_unless_it_is_asked_for():
     vdu, ga = find_method("vdu"), find_method("ga")
     assert make_settings(vdu, {}).gamma == 0.6
     assert (make_settings(vdu, {}).for_text().gamma, make_settings(vdu, {}).for_text().strength) == (0.75, 2.5)
     given = make_settings(vdu, {"gamma": 0.6}).for_text()
-    assert (given.gamma, given.strength) == (0.6, 2.5)
+    assert (given.gamma, given.strength, given.retained_samples) == (0.6, 2.5, False)
+    assert make_settings(vdu, {}).retained_samples
+    assert make_settings(vdu, {"retained_samples": True}).for_text().retained_samples
     assert make_settings(ga, {}).for_text() == make_settings(ga, {})
 
 

@@ -3,8 +3,9 @@
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
 and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
-out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`). A model that takes
-text, and was given no words, is first asked what prompts would bring the forget images (`vdu.inversion`).
+out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`); with text only where
+it is asked for, since it knows nothing of the rest of a prompt. A model that takes text, and was given no words, is
+first asked what prompts would bring the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ class Settings(MethodSettings):
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max")
+    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max; false with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
-        return self if "gamma" in self.model_fields_set else self.model_copy(update={"gamma": 0.75})
+        usual = {"gamma": 0.75, "retained_samples": False}
+        return self.model_copy(update={k: v for k, v in usual.items() if k not in self.model_fields_set})
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
