@@ -16,7 +16,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, best_bin_share, responsibilities
+from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -152,13 +152,23 @@ def test_every_fold_holds_samples_with_and_without_found_prompts():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
-def test_the_share_is_bounded_among_the_others_and_taken_for_what_was_sought():
-    score_f = torch.linspace(1, 2, 100)
-    score_o = torch.cat([torch.full((80,), 0.0), torch.full((20,), 3.0)])
-    alone = best_bin_share(torch.zeros(100), 80)
-    assert alone == pytest.approx(1 / 80)
-    assert _estimated_share(score_f, score_o, torch.arange(100) >= 80) == pytest.approx(0.8 * alone + 0.2 * 0.8)
-    assert _estimated_share(score_f, score_o[80:], None) == 0.9
+def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_their_scores(clusters, monkeypatch):
+    forget, own, undesired = clusters
+    number = torch.arange(200)
+    sought = (undesired & (number % 2 == 0)) | (number % 20 == 1)  # 20 that show it, 10 that do not
+    bounds, counts = [], []
+
+    def estimated(score_f: torch.Tensor, score_o: torch.Tensor) -> float:
+        counts.append(len(score_o))
+        bounds.append(_estimated_share(score_f, score_o))
+        return bounds[-1]
+
+    monkeypatch.setattr("vdu.responsibility._estimated_share", estimated)
+    c = responsibilities(forget, own, 0, sought=sought)
+    assert counts == [170] * 3
+    assert float(c[~sought].mean()) == pytest.approx(sum(bounds) / 3, rel=1e-3)
+    assert float(c[sought & undesired].mean()) > 0.5
+    assert float(c[sought & ~undesired].mean()) < 0.3
 
 
 def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(clusters, monkeypatch):
@@ -167,8 +177,7 @@ def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(cluste
     forget, own, _ = clusters
     folds = _folds(own.images, None)
     bounds = [
-        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds), None)
-        for seed in (5, 9, 13)
+        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)
     ]
     assert len(set(bounds)) > 1
     assert float(responsibilities(forget, own, 5).mean()) == pytest.approx(sum(bounds) / 3, rel=1e-4)

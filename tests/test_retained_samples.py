@@ -132,8 +132,12 @@ def test_own_samples_that_were_asked_for_with_what_brings_the_undesired_are_not_
     assert named.sought.tolist() == [False, True] * 20
     assert (captioned.sought, unnamed.sought) == (None, None)
     assert (len(named.retained_samples), len(captioned.retained_samples)) == (20, 40)
+    named.__dict__["responsibilities"] = torch.tensor([0.1, 0.9] * 20)
+    assert named.share == pytest.approx(0.1)
     unnamed.__dict__["found_prompts"] = pear
     assert unnamed.sought.tolist() == [True, False] * 20
+    unnamed.__dict__["found_prompts"] = both
+    assert unnamed.sought is None
 
 
 def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):

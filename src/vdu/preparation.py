@@ -164,18 +164,19 @@ class Preparation:
     @property
     def sought(self) -> Tensor | None:
         """Which own samples ``(M,)`` were asked for with what brings the undesired: found prompts, or the concept in
-        words, one for all forget images. None where there is no such thing."""
+        words, one for all forget images. None where there is no such thing, or nothing else was asked for."""
         asked, bringing = self.own_samples.c, self.found_prompts
         if bringing is None and self.forget.c is not None:
             bringing = self.forget.c.unique()
             bringing = bringing if len(bringing) == 1 and bool(bringing.any()) else None
-        return None if asked is None or bringing is None else torch.isin(asked, bringing)
+        sought = None if asked is None or bringing is None else torch.isin(asked, bringing)
+        return None if sought is None or bool(sought.all()) else sought
 
     @cached_property
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind, judged by noised pictures of its own bank.
 
-        A given share is one of what is made without being asked for it.
+        π, given or not, is the share of what is made without being asked for it.
         """
         forget, own = self.forget_bank, self.own_samples
         self.begin("finding the undesired part of its images")
@@ -201,8 +202,12 @@ class Preparation:
 
     @property
     def share(self) -> float:
-        """π, the undesired share of what the model makes: as given, assumed, or estimated without labels."""
-        return float(self.responsibilities.mean()) if self._known_share is None else self._known_share
+        """π, the undesired share of what the model makes without being asked for it: as given, assumed, or estimated
+        without labels."""
+        if self._known_share is not None:
+            return self._known_share
+        c = self.responsibilities if self.sought is None else self.responsibilities[~self.sought]
+        return float(c.mean())
 
     @cached_property
     def discriminator(self) -> Discriminator:

@@ -12,10 +12,10 @@ a and τ follow from two identities, which ``p c = π p_f`` says of the true c w
 Left at τ = 1, c is as soft as the labels and the noise that heads learn from leave it: undesired samples have too
 little of it and their neighbours too much.
 
-Where some own samples were asked for with prompts that bring the forget images (`vdu.inversion`), the first heads are
-an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. For the share
-of those, too, 0.8 is taken: the bound would be low by all that tells the model's pictures from real ones (0.16 to 0.33
-where 80 % of what was asked for showed a face). It serves for the others, whose share is small.
+Where some own samples were asked for with what brings the undesired (``sought``: prompts found by `vdu.inversion`, or
+the concept in words), the first heads are an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is
+generated on both sides then. π, its bound and both identities are those of the others. The sought ones follow by their
+scores: their bound would hang on how real the model's pictures look (of faces, 0.16 to 0.33 where 0.80 show one).
 
 Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
 left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
@@ -48,7 +48,7 @@ BOUNDS = 3
 EARLY = 0.5
 STEPS = 150
 BATCH_SIZE = 128
-SOUGHT_SHARE = 0.8
+SOUGHT_AT_FIRST = 0.8
 TEMPERATURES = (0.1, 2.0)
 LARGEST_SHIFT = 40.0  # σ(−40) is nothing
 HALVINGS = 40
@@ -73,7 +73,7 @@ def _items(bank: NoisedBank, chosen: Tensor) -> Tensor:
 
 
 def _folds(images: int, sought: Tensor | None) -> Tensor:
-    """The fold ``(M,)`` of each own sample; those of found prompts, which come by turns, are spread over all."""
+    """The fold ``(M,)`` of each own sample; the sought ones, which come by turns, are spread over all."""
     fold = torch.arange(images) % FOLDS
     if sought is not None:
         for group in (sought, ~sought):
@@ -103,11 +103,9 @@ def _held_out_scores(
     return score_f, score_o
 
 
-def _estimated_share(score_f: Tensor, score_o: Tensor, sought: Tensor | None) -> float:
-    """π of the own samples: its bound among those that were not ``sought`` ``(M,)``, and what is taken for the rest."""
-    others = score_o if sought is None else score_o[~sought]
-    bound = best_bin_share((others.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1), len(others))
-    return (bound * len(others) + SOUGHT_SHARE * (len(score_o) - len(others))) / len(score_o)
+def _estimated_share(score_f: Tensor, score_o: Tensor) -> float:
+    """The bound on π that the scores of held-out forget images ``(N,)`` and of own samples ``(M,)`` give."""
+    return best_bin_share((score_o.unsqueeze(0) > score_f.unsqueeze(1)).double().mean(1), len(score_o))
 
 
 def _crossing(low: float, high: float, is_below: Callable[[float], bool]) -> float:
@@ -143,19 +141,18 @@ def _calibrated(score_f: Tensor, score_o: Tensor, share: float, counted: Tensor)
 def responsibilities(
     forget: NoisedBank, own: NoisedBank, seed: int, share: float | None = None, sought: Tensor | None = None
 ) -> Tensor:
-    """c ``(M,)`` in 0 … 1 of the own samples; its mean is π.
+    """c ``(M,)`` in 0 … 1 of the own samples; its mean over those not ``sought`` ``(M,)`` is π.
 
-    ``sought`` ``(M,)``: which of them were asked for with prompts that were found for the forget images. ``share`` is
-    π among the others, where it is known.
+    ``sought``: which of them were asked for with what brings the undesired, not all. ``share`` is π, where it is known.
     """
-    labels = None if sought is None else SOUGHT_SHARE * sought.float()
-    counted = torch.ones(own.images, dtype=torch.bool) if share is None or sought is None else ~sought
+    labels = None if sought is None else SOUGHT_AT_FIRST * sought.float()
+    others = torch.ones(own.images, dtype=torch.bool) if sought is None else ~sought
     folds = _folds(own.images, sought)
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
         if share is None:
             again = [_held_out_scores(forget, own, labels, seed + FOLDS * k, folds) for k in range(1, BOUNDS)]
-            share = fmean(_estimated_share(*scores, sought) for scores in [(score_f, score_o), *again])
-        labels = _calibrated(score_f, score_o, share, counted)
+            share = fmean(_estimated_share(f, o[others]) for f, o in [(score_f, score_o), *again])
+        labels = _calibrated(score_f, score_o, share, others)
     assert labels is not None
     return labels

@@ -150,8 +150,8 @@ def unlearn(
 
     ``forget``: folder, list of files, `datasets.Dataset`, or tensor ``(N, C, H, W)`` in [-1, 1]; ``retain``, images to
     keep, likewise, for the methods that need them. ``teacher``: a model of the undesired content (`esd`). ``share``: π,
-    the undesired share of what the model makes, in (0, 1); estimated when not given. ``detector`` and ``target`` let
-    the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
+    the undesired share of what the model makes unasked, in (0, 1); estimated if not given. ``detector`` and ``target``
+    let the guard count the class; without them it judges by the forget images alone. ``prompts``: for a text-to-image
     model, which also reads captions from ``metadata.csv`` or ``.jsonl``. ``precision``: see `vdu.precision`;
     ``config``: see `vdu.backbone.load_backbone`. ``state_folder`` makes the run resumable.
     ``on_stage`` is told what is being prepared, first when all input is accepted; ``on_step`` is called after a step.

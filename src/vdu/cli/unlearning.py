@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_settings", "unlearn_command"]
 
-Share = Annotated[float | None, typer.Option(help="undesired share of what the model makes; default: estimate")]
+Share = Annotated[float | None, typer.Option(help="undesired share of what the model makes unasked; default: estimate")]
 Target = Annotated[str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")]
 
 RESULT_SIZES_OF_MODEL = 2  # the new pipeline, and the report with room to spare
