@@ -93,6 +93,9 @@ def test_with_a_prompt_the_target_moves_by_what_leads_from_the_undesired_to_reta
     redirected = (heads[0](bank.features, bank.t_share).sigmoid() >= bound) & (term.rho > 0.005)
     assert int((redirected & (bank.c > 0)).sum()) > 0
     torch.testing.assert_close(term.target[~redirected], plain.target[~redirected], atol=5e-3, rtol=5e-3)
+    assert float((term.target[redirected] - plain.target[redirected]).abs().max()) > 0.1
+    snr = (backbone.alpha_bar / (1 - backbone.alpha_bar))[bank.t]
+    torch.testing.assert_close(term.weight, torch.where(redirected, (2 / snr).clamp(max=1), 1.0) * plain.weight)
     for i in redirected.nonzero().flatten():
         at, wanted = (bank.x_t[i : i + 1], bank.t[i : i + 1]), retained.output(bank.x_t[i : i + 1], bank.t[i : i + 1])
         if bank.c[i] > 0:
