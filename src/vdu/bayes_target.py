@@ -31,10 +31,10 @@ empty prompt too, which guidance takes from what a prompt says.
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 
 ρ is bounded by ``rho_max``, and where ρ(x_t) reaches it, f_* is what f_f is and their difference no way out. There the
-score of the ``retained`` own samples (`vdu.retained_samples`), where such are given, is f_r(x_t, ∅): the target without
-a prompt, and what d leads to with one. Their image is another one however little noise there is, so an error counts
-there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is long decided,
-would rule the gradient.
+score of the ``retained`` own samples (`vdu.retained_samples`), where such are given, stands for f_r(x_t, ∅): it is the
+target without a prompt, and what d leads to with one. Their image is another one however little noise there is, so an
+error counts there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is
+long decided, would rule the gradient.
 """
 
 from __future__ import annotations
