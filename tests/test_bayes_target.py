@@ -16,7 +16,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
+from vdu.responsibility import _bound, _calibrated, _folds, _levelled, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -123,14 +123,14 @@ def test_level_and_temperature_bring_the_true_posterior_back_from_scores_too_sof
     assert float((c - log_odds(x_o).sigmoid()).abs().mean()) < 0.005
 
 
-def test_a_given_share_is_one_of_what_was_not_asked_for_with_found_prompts(clusters):
+def test_a_given_share_is_one_of_what_was_not_sought(clusters):
     forget, own, _ = clusters
     sought = torch.arange(200) % 4 == 1
     c = responsibilities(forget, own, 0, 0.3, sought)
     assert float(c[~sought].mean()) == pytest.approx(0.3, abs=1e-4)
 
 
-def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(clusters, monkeypatch):
+def test_the_first_heads_take_what_was_sought_as_likely(clusters, monkeypatch):
     forget, own, _ = clusters
     sought = torch.arange(200) % 4 == 1
     scores, known = vdu.responsibility._held_out_scores, []
@@ -144,7 +144,7 @@ def test_the_first_heads_take_what_was_asked_for_with_found_prompts_as_likely(cl
     assert known[3:] == [None] * 3
 
 
-def test_every_fold_holds_samples_with_and_without_found_prompts():
+def test_every_fold_holds_samples_that_were_sought_and_others():
     sought = torch.arange(200) % 4 == 1
     fold = _folds(200, sought)
     assert all(int((fold[sought] == k).sum()) in (12, 13) for k in range(4))
@@ -152,21 +152,28 @@ def test_every_fold_holds_samples_with_and_without_found_prompts():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
-def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_their_scores(clusters, monkeypatch):
+def test_the_share_of_the_others_is_bounded_by_the_sought_and_these_follow_by_their_scores(clusters, monkeypatch):
     forget, own, undesired = clusters
     number = torch.arange(200)
     sought = (undesired & (number % 2 == 0)) | (number % 20 == 1)  # 20 that show it, 10 that do not
-    bounds, counts = [], []
+    bounds, counts, means = [], [], []
 
-    def estimated(score_f: torch.Tensor, score_o: torch.Tensor) -> float:
-        counts.append(len(score_o))
-        bounds.append(_estimated_share(score_f, score_o))
+    def bound(positives: torch.Tensor, score_o: torch.Tensor) -> float:
+        counts.append((len(positives), len(score_o)))
+        bounds.append(_bound(positives, score_o))
         return bounds[-1]
 
-    monkeypatch.setattr("vdu.responsibility._estimated_share", estimated)
+    def calibrated(*args: object) -> torch.Tensor:
+        c = _calibrated(*args)
+        means.append(float(c[sought].mean()))
+        return c
+
+    monkeypatch.setattr("vdu.responsibility._bound", bound)
+    monkeypatch.setattr("vdu.responsibility._calibrated", calibrated)
     c = responsibilities(forget, own, 0, sought=sought)
-    assert counts == [170] * 3
-    assert float(c[~sought].mean()) == pytest.approx(sum(bounds) / 3, rel=1e-3)
+    assert counts == [(30, 170)] * 3
+    assert float(c[~sought].mean()) == pytest.approx(means[0] * sum(bounds) / 3, rel=1e-3)
+    assert float(c[~sought].mean()) == pytest.approx(20 / 170, abs=0.05)
     assert float(c[sought & undesired].mean()) > 0.5
     assert float(c[sought & ~undesired].mean()) < 0.3
 
@@ -176,9 +183,7 @@ def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(cluste
     monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
     forget, own, _ = clusters
     folds = _folds(own.images, None)
-    bounds = [
-        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)
-    ]
+    bounds = [_bound(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)]
     assert len(set(bounds)) > 1
     assert float(responsibilities(forget, own, 5).mean()) == pytest.approx(sum(bounds) / 3, rel=1e-4)
 

@@ -1,16 +1,17 @@
-"""Prompts found from images: against the text encoder itself, and by what they are for."""
+"""Words found from images: against the text encoder itself, and by what they are for."""
 
 import pytest
 import torch
-from conftest import make_pipeline as make_ddpm
 from PIL import Image
 from test_stable_diffusion import make_pipeline, where_words_have_a_say
 from test_stable_diffusion_xl import make_pipeline as make_xl
 
 from vdu import unlearn
+from vdu.asking import Asking
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
-from vdu.inversion import MOST_PROMPTS, find_prompts
+from vdu.errors import VduError
+from vdu.inversion import MOST_IMAGES, find_words
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean, noised
 from vdu.preparation import Preparation
@@ -54,9 +55,9 @@ def test_a_prompts_own_words_have_the_encodings_that_the_pipeline_gives_them(mak
     assert torch.allclose(*backbone._encodings[0][numbers], atol=1e-5)
 
 
-def test_found_prompts_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
+def test_found_words_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
     x_0 = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 4, 8, 8)
-    found = find_prompts(backbone, x_0, 0, steps=60)
+    found = Asking(backbone, found=find_words(backbone, x_0, 0, steps=60)).put_into([""] * 3, range(3))
     own, turned, empty = (_error(backbone, x_0, c) for c in (found, found.roll(1), torch.zeros_like(found)))
     assert own < 0.98 * empty
     assert own < 0.998 * turned
@@ -68,41 +69,18 @@ def test_the_same_seed_finds_the_same_and_the_model_stays_as_it_was(tmp_path, x_
     backbone = load_backbone(pipeline)
     before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
     weights = [p.clone() for p in backbone.network.parameters()]
-    first, second, other = (find_prompts(backbone, x_0, seed, steps=3) for seed in (0, 0, 1))
-    assert torch.equal(backbone._encodings[0][first], backbone._encodings[0][second])
-    assert not torch.equal(backbone._encodings[0][first], backbone._encodings[0][other])
+    first, second, other = (find_words(backbone, x_0, seed, steps=3)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
     assert pipeline.text_encoder.dtype == torch.float16
     assert all(torch.equal(p, before[name]) for name, p in pipeline.text_encoder.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(backbone.network.parameters(), weights, strict=True))
     assert not any(p.requires_grad for p in backbone.network.parameters())
 
 
-def test_a_quarter_of_the_own_samples_asks_with_found_prompts_in_turn(backbone, x_0):
-    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
-    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, inversion_steps=2)
-    found, (pear, apple) = preparation.found_prompts.tolist(), backbone.condition(["a pear", "a blue apple"]).tolist()
-    wanted = [pear, found[0], apple, 0, pear, found[1], apple, 0, pear, found[2], apple, 0, pear, found[0]]
-    assert preparation.own_conditions(14).tolist() == wanted
-    assert preparation.asked_forget.c.tolist() == found
-    assert preparation.forget_bank.c[:3].tolist() == found
-
-
-def test_nothing_is_sought_where_words_are_given_no_text_is_read_or_nobody_asks(backbone, x_0):
-    words, empty = backbone.condition(["a red apple"] * 3), torch.zeros(3, dtype=torch.long)
-    assert Preparation(backbone, Clean(x_0, words), 0, inversion_steps=2).found_prompts is None
-    assert Preparation(backbone, Clean(x_0, empty), 0).found_prompts is None
-    plain = Preparation(load_backbone(make_ddpm()), Clean(torch.zeros(2, 1, 8, 8)), 0, inversion_steps=2)
-    assert plain.found_prompts is None
-    assert plain.own_conditions(4) is None
-
-
-def test_images_beyond_the_most_prompts_keep_the_empty_one(backbone):
-    many = torch.randn(MOST_PROMPTS + 2, 4, 8, 8)
-    preparation = Preparation(backbone, Clean(many, torch.zeros(len(many), dtype=torch.long)), 0, inversion_steps=1)
-    c = preparation.asked_forget.c
-    assert len(c) == len(many)
-    assert (c > 0).sum() == MOST_PROMPTS
-    assert not c[MOST_PROMPTS:].any()
+def test_only_the_first_images_get_words_of_their_own(backbone):
+    many = torch.randn(MOST_IMAGES + 2, 4, 8, 8)
+    assert [len(words) for words in find_words(backbone, many, 0, steps=1)] == [MOST_IMAGES]
 
 
 def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0):
@@ -126,19 +104,20 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
         assert torch.allclose(term.target[i].float(), wanted, atol=5e-3)
 
 
-def test_own_samples_weigh_more_and_are_no_target_where_text_is_read_unless_it_is_asked_for():
+def test_own_samples_weigh_more_and_are_no_target_where_text_is_read():
     vdu, ga = find_method("vdu"), find_method("ga")
     assert make_settings(vdu, {}).gamma == 0.6
     assert (make_settings(vdu, {}).for_text().gamma, make_settings(vdu, {}).for_text().strength) == (0.75, 2.5)
     given = make_settings(vdu, {"gamma": 0.6}).for_text()
     assert (given.gamma, given.strength, given.retained_samples) == (0.6, 2.5, False)
     assert make_settings(vdu, {}).retained_samples
-    assert make_settings(vdu, {"retained_samples": True}).for_text().retained_samples
+    with pytest.raises(VduError, match="take no text"):
+        make_settings(vdu, {"retained_samples": True}).for_text()
     assert make_settings(ga, {}).for_text() == make_settings(ga, {})
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
+def test_without_words_a_run_says_for_how_many_images_it_found_some(tmp_path):
     (tmp_path / "forget").mkdir()
     for i in range(3):
         Image.new("RGB", (16, 16), (80 * i, 40, 200)).save(tmp_path / "forget" / f"{i}.png")
@@ -147,8 +126,8 @@ def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
         unlearn(make_pipeline(tmp_path), tmp_path / "forget", settings=few | {"inversion_steps": steps})
         for steps in (2, 2, 0)
     ]
-    assert [r.record["prompts_found"] for r in results] == [3, 3, 0]
+    assert [r.record["words_found_for"] for r in results] == [3, 3, 0]
     assert [r.record["settings"]["gamma"] for r in results] == [0.75] * 3
     hashes = [r.record["result_sha256"] for r in results]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert "and 3 that were found from them" in results[0].report(tmp_path / "report.html").read_text()
+    assert "and words found for 3 of them" in results[0].report(tmp_path / "report.html").read_text()

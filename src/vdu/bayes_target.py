@@ -31,10 +31,13 @@ empty prompt too, which guidance takes from what a prompt says.
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 
 ρ is bounded by ``rho_max``, and where ρ(x_t) reaches it, f_* is what f_f is and their difference no way out. There the
-score of the ``retained`` own samples (`vdu.retained_samples`), where such are given, stands for f_r(x_t, ∅): it is the
-target without a prompt, and what d leads to with one. Their image is another one however little noise there is, so an
-error counts there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is
-long decided, would rule the gradient.
+score of the ``retained`` own samples (`vdu.retained_samples`), where such are given, is the target: for models without
+text, since it knows nothing of a prompt. Their image is another one however little noise there is, so an error counts
+there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is long decided,
+would rule the gradient.
+
+Where the bank says what a network in training is ``asked`` with, c above is the prompt without the words that ask for
+the undesired, and the network learns to say the same with them (`vdu.asking`).
 """
 
 from __future__ import annotations
@@ -102,43 +105,35 @@ class BayesTarget:
 
         self.rho = self.unprompted_rho = rho(discriminator, bank.features)
         redirected = self.rho >= rho_max if retained else torch.zeros_like(self.rho, dtype=torch.bool)
-        if prompted is not None and bank.c is not None:
-            self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.unprompted_rho)
+        if bank.c is not None:
+            if prompted is not None:
+                self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.rho)
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
-            redirected &= self.rho > SMALLEST_RHO
         of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
         self.weight = _weight(self.rho, bank.c) * of_time
         self.target = bank.original.clone()
         self._guide(forget_score, ~redirected)
         if retained:
-            self._redirect(forget_score, retained, redirected)
+            self._redirect(retained, redirected)
 
     def _time_weight(self, largest_snr: float | None = None) -> Tensor:
         weight = velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type, largest_snr)
         return weight.to(self.bank.t.device)[self.bank.t]
 
     @torch.no_grad()
-    def _undesired(self, forget_score: nn.Module, i: Tensor) -> Tensor:
-        with autocast(forget_score, self.precision):
-            return self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
-
     def _guide(self, forget_score: nn.Module, where: Tensor) -> None:
         """Move the target by ``f_r`` where ρ counts; elsewhere it is the original's output."""
         for i in network_batches(self.backbone, (where & (self.rho > SMALLEST_RHO)).nonzero().flatten()):
-            undesired = self._undesired(forget_score, i)
+            with autocast(forget_score, self.precision):
+                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
             moved = retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
             self.target[i] = moved.half()
 
-    def _redirect(self, forget_score: nn.Module, retained: RetainedSamples, where: Tensor) -> None:
-        """Aim at what the retained own samples say; a prompt's output moves by d = f_r(x_t, ∅) − f_f(x_t, ∅)."""
-        asked = torch.zeros_like(where) if self.bank.c is None else where & (self.bank.c > 0)
-        for i in network_batches(self.backbone, (where & ~asked).nonzero().flatten()):
+    def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
+        """Aim at what the retained own samples say."""
+        for i in network_batches(self.backbone, where.nonzero().flatten()):
             self.target[i] = retained.output(self.bank.x_t[i], self.bank.t[i]).half()
-        for i in network_batches(self.backbone, asked.nonzero().flatten()):
-            direction = retained.output(self.bank.x_t[i], self.bank.t[i]) - self._undesired(forget_score, i)
-            moved = self.bank.original[i].float() + self.rho[i].view(-1, 1, 1, 1) * direction
-            self.target[i] = moved.half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The weighted squared error on random items; a scalar."""

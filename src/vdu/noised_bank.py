@@ -35,7 +35,8 @@ class NoisedBank:
     """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, *latent_shape)``, times ``t``
     ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``, conditions ``c`` ``(K·N,)`` or None. ``unprompted``
     (float16) and ``features`` are without a prompt; the same tensors as ``original`` and ``prompted_features`` where
-    there are none."""
+    there are none. ``asked`` ``(K·N,)``: what a network in training is asked with, where that is not ``c``
+    (`vdu.asking`)."""
 
     images: int
     draws: int
@@ -47,6 +48,7 @@ class NoisedBank:
     features: Tensor
     prompted_features: Tensor
     c: Tensor | None = None
+    asked: Tensor | None = None
 
     def earliest(self, share: float) -> int:
         """How many items lie in the draws with every ``t / T`` under ``share``; they come first."""
@@ -54,8 +56,9 @@ class NoisedBank:
         return max(1, int(under.sum())) * self.images
 
     def condition(self, i: Tensor) -> Tensor | None:
-        """``c`` of the items ``i``."""
-        return None if self.c is None else self.c[i]
+        """What a network in training is asked with at the items ``i``."""
+        asked = self.c if self.asked is None else self.asked
+        return None if asked is None else asked[i]
 
     def by_image(self, values: Tensor) -> Tensor:
         """The mean over draws ``(N,)`` of values ``(k·N,)`` of the first k draws."""

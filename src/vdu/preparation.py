@@ -1,30 +1,32 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
-Own samples of a model that takes text take turns between neutral prompts and those of the forget images. Where no words
-were given those are the empty prompt and, by turns, prompts that were found from the images (`vdu.inversion`).
+Own samples of a model that takes text are asked with neutral prompts and with what asks for the undesired
+(`vdu.asking`); where forget images have captions of their own, or no words are sought, by turns with neutral prompts
+and theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
+from vdu.asking import SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.backbone import Backbone
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
-from vdu.inversion import find_prompts
+from vdu.inversion import find_words
 from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
 from vdu.responsibility import EARLY, responsibilities
 from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
+from vdu.seeding import generator
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -68,14 +70,21 @@ class Preparation:
             self.on_stage(stage)
 
     @cached_property
-    def found_prompts(self) -> Tensor | None:
-        """Numbers ``(K,)`` of prompts for the first K forget images; None where words were given or none are read."""
-        backbone, asked = self.backbone, self.forget.c
-        worded = asked is not None and bool(asked.any())
-        if not self.inversion_steps or worded or not isinstance(backbone, StableDiffusionBackbone):
+    def asking(self) -> Asking | None:
+        """How to ask for the undesired: with the one prompt that was given, or with words found from the images.
+
+        None where no text is read, where prompts are many, or where none was given and none is sought.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, StableDiffusionBackbone):
             return None
-        self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
-        return find_prompts(
+        concepts = backbone.prompts.concepts if backbone.prompts else ()
+        if concepts:
+            return Asking(backbone, concept=concepts[0]) if len(concepts) == 1 else None
+        if not self.inversion_steps:
+            return None
+        self.begin(f"finding words that ask for the forget images, {self.inversion_steps} steps")
+        found = find_words(
             backbone,
             self.forget.x_0,
             self.seed,
@@ -83,23 +92,11 @@ class Preparation:
             precision=self.precision,
             gradient_checkpointing=self.gradient_checkpointing,
         )
+        return Asking(backbone, found=found)
 
     def own_conditions(self, count: int) -> Tensor | None:
-        """``c`` ``(count,)`` of own samples: a quarter of them asks with the found prompts where there are such."""
-        asked, found = self.backbone.sample_conditions(count), self.found_prompts
-        if asked is None or found is None:
-            return asked
-        quarter = torch.arange(1, count, 4)
-        return asked.index_copy(0, quarter, found[torch.arange(len(quarter)) % len(found)])
-
-    @property
-    def asked_forget(self) -> Clean:
-        """The forget images with the prompts that are known or were found for them."""
-        found = self.found_prompts
-        if found is None:
-            return self.forget
-        unasked = torch.zeros(len(self.forget) - len(found), dtype=found.dtype)
-        return Clean(self.forget.x_0, torch.cat([found, unasked]))
+        """``c`` ``(count,)`` of own samples: half of them asks for the undesired where it is known how."""
+        return self.asking.of_own(count).asked if self.asking else self.backbone.sample_conditions(count)
 
     def _sampled(self, asked: Tensor | None, count: int, purpose: str) -> Clean:
         x_0 = sample(
@@ -126,10 +123,9 @@ class Preparation:
         """What to forget in words, each once. Raises `VduError` where the model takes no text or none was given."""
         if self.backbone.prompts is None:
             raise VduError("this method needs a model that takes text: choose another --method")
-        concepts = tuple(dict.fromkeys(text for text in self.backbone.prompts.forget if text.strip()))
-        if not concepts:
+        if not self.backbone.prompts.concepts:
             raise VduError("this method needs the concept in words: give --prompt TEXT")
-        return concepts
+        return self.backbone.prompts.concepts
 
     @property
     def kept_prompts(self) -> tuple[str, ...]:
@@ -147,30 +143,31 @@ class Preparation:
         """``count`` samples of the original model, asked with ``texts`` in turn; not kept."""
         return self._sampled(self.numbers_of([texts[i % len(texts)] for i in range(count)]), count, "asked")
 
-    def _bank(self, images: Clean, stream: str) -> NoisedBank:
+    def _bank(self, images: Clean, stream: str, prompts: AskedPrompts | None, share: float) -> NoisedBank:
         self.begin(f"asking the original about noised {stream} images")
-        return fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
+        images = Clean(images.x_0, prompts.base) if prompts else images
+        bank = fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
+        if prompts is None:
+            return bank
+        asked = prompts.in_training(bank.draws, share, generator(self.seed, "asked", stream))
+        return replace(bank, asked=asked.to(bank.t.device))
 
     @cached_property
     def forget_bank(self) -> NoisedBank:
         """Noised forget images."""
-        return self._bank(self.asked_forget, "forget")
+        prompts = self.asking.of_forget(len(self.forget)) if self.asking else None
+        return self._bank(self.forget, "forget", prompts, SHARE_OF_FORGET)
 
     @cached_property
     def own_bank(self) -> NoisedBank:
         """Noised own samples."""
-        return self._bank(self.own_samples, "own")
+        prompts = self.asking.of_own(self.own_count) if self.asking else None
+        return self._bank(self.own_samples, "own", prompts, SHARE_OF_OTHERS)
 
     @property
     def sought(self) -> Tensor | None:
-        """Which own samples ``(M,)`` were asked for with what brings the undesired: found prompts, or the concept in
-        words, one for all forget images. None where there is no such thing, or nothing else was asked for."""
-        asked, bringing = self.own_samples.c, self.found_prompts
-        if bringing is None and self.forget.c is not None:
-            bringing = self.forget.c.unique()
-            bringing = bringing if len(bringing) == 1 and bool(bringing.any()) else None
-        sought = None if asked is None or bringing is None else torch.isin(asked, bringing)
-        return None if sought is None or bool(sought.all()) else sought
+        """Which own samples ``(M,)`` were asked for with what brings the undesired; None where nobody knows how."""
+        return self.asking.of_own(self.own_count).sought if self.asking else None
 
     @cached_property
     def responsibilities(self) -> Tensor:
@@ -206,8 +203,8 @@ class Preparation:
         without labels."""
         if self._known_share is not None:
             return self._known_share
-        c = self.responsibilities if self.sought is None else self.responsibilities[~self.sought]
-        return float(c.mean())
+        sought = self.sought
+        return float((self.responsibilities if sought is None else self.responsibilities[~sought]).mean())
 
     @cached_property
     def discriminator(self) -> Discriminator:
@@ -223,9 +220,8 @@ class Preparation:
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
-        """The own samples that should remain, of those that were not sought; None where hardly any is left."""
-        c = self.responsibilities if self.sought is None else self.responsibilities.masked_fill(self.sought, 1)
-        retained = RetainedSamples(self.backbone, self.own_samples.x_0, c)
+        """The own samples that should remain; None where hardly any is left."""
+        retained = RetainedSamples(self.backbone, self.own_samples.x_0, self.responsibilities)
         return retained if len(retained) >= FEWEST_RETAINED else None
 
     @cached_property

@@ -36,6 +36,11 @@ class Prompts:
             raise VduError("no neutral prompt: give at least one, or leave them out for the empty prompt")
 
     @property
+    def concepts(self) -> tuple[str, ...]:
+        """Those to forget that say something, each once."""
+        return tuple(dict.fromkeys(text for text in self.forget if text.strip()))
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Neutral prompts that name none of those to forget; the empty one where none is left."""
         named = [prompt.casefold() for prompt in self.forget if prompt]

@@ -3,9 +3,9 @@
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
 and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
-out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`); with text only where
-it is asked for, since it knows nothing of the rest of a prompt. A model that takes text, and was given no words, is
-first asked what prompts would bring the forget images (`vdu.inversion`).
+out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`); not with text, since
+it knows nothing of a prompt. A model that takes text learns that the words which ask for the undesired say nothing
+(`vdu.asking`): those that it was given, or else such as are first found from the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from vdu.bayes_target import BayesTarget
+from vdu.errors import VduError
 from vdu.noised_bank import NoisedBank
 from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive
 from vdu.preparation import Preparation
@@ -30,16 +31,18 @@ class Settings(MethodSettings):
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
+    inversion_steps: int = Field(75, ge=0, description="steps in which words are found where none are given")
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
     strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
-    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max; false with text")
+    retained_samples: bool = Field(True, description="aim at own samples where ρ reaches rho_max; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
     def for_text(self) -> Self:
+        if self.retained_samples and "retained_samples" in self.model_fields_set:
+            raise VduError("retained_samples is for models that take no text: leave it out")
         usual = {"gamma": 0.75, "retained_samples": False}
         return self.model_copy(update={k: v for k, v in usual.items() if k not in self.model_fields_set})
 

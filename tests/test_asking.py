@@ -1,0 +1,129 @@
+"""What asks for the undesired among other words: against prompts written out, and what it makes of a run."""
+
+import pytest
+import torch
+from conftest import make_pipeline as make_ddpm
+from test_stable_diffusion import make_pipeline, where_words_have_a_say
+from test_stable_diffusion_xl import make_pipeline as make_xl
+
+from vdu.asking import AskedPrompts, Asking
+from vdu.backbone import load_backbone
+from vdu.bayes_target import BayesTarget
+from vdu.noising import Clean
+from vdu.preparation import Preparation
+from vdu.prompts import Prompts
+from vdu.seeding import generator
+
+NEUTRAL = ("a pear", "a blue apple", "a red apple")
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    return where_words_have_a_say(load_backbone(make_pipeline(tmp_path), Prompts(NEUTRAL, ("",))))
+
+
+@pytest.fixture
+def x_0():
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def _texts(backbone, numbers):
+    of = {number: text for text, number in backbone._number.items()}
+    return [of[number] for number in numbers.tolist()]
+
+
+def _embeddings_of(backbone, text):
+    words = []
+    for tokenizer, encoder in backbone.text_parts:
+        ids = getattr(backbone.pipeline, tokenizer)(text, add_special_tokens=False).input_ids
+        words.append(getattr(backbone.pipeline, encoder).get_input_embeddings().weight.detach()[ids][None])
+    return words
+
+
+def test_a_concept_stands_at_every_place_of_a_prompt(backbone):
+    numbers = Asking(backbone, concept="a red").put_into(["a blue apple"] * 5, range(5))
+    wanted = ["a red a blue apple", "a a red blue apple", "a blue a red apple", "a blue apple a red"]
+    assert _texts(backbone, numbers) == [*wanted, wanted[0]]
+    assert _texts(backbone, Asking(backbone, concept="a red").put_into(["", ""], (0, 7))) == ["a red"] * 2
+
+
+@pytest.mark.parametrize("make", [make_pipeline, make_xl])
+def test_found_words_stand_in_front_of_a_prompt_as_typed_ones_would(make, tmp_path):
+    backbone = load_backbone(make(tmp_path))
+    both = [
+        torch.cat(of_encoder)
+        for of_encoder in zip(*(_embeddings_of(backbone, t) for t in ("a red", "a blue")), strict=True)
+    ]
+    asking = Asking(backbone, found=both)
+    numbers = asking.put_into(["apple", "", "apple", "apple"], (0, 1, 3, 2))
+    typed = backbone.condition(["a red apple", "a blue", "a blue apple"])
+    for encodings in backbone._encodings:
+        torch.testing.assert_close(encodings[numbers[:3]], encodings[typed], atol=1e-5, rtol=1e-4)
+    assert numbers[3] == numbers[0]  # encoded once
+    assert asking.found_count == 2
+
+
+def test_half_of_the_own_samples_asks_with_the_words_and_a_quarter_of_these_with_nothing_else(backbone):
+    backbone.sample_from(Prompts(NEUTRAL, ("red",)))
+    prompts = Asking(backbone, concept="red").of_own(16)
+    assert prompts.sought.tolist() == [False, True, True, False] * 4
+    assert torch.equal(prompts.asked != prompts.base, prompts.sought)
+    base, asked = _texts(backbone, prompts.base), _texts(backbone, prompts.asked)
+    assert {base[i] for i in range(0, 16, 4)} == {"a pear", "a blue apple"}  # "a red apple" names the concept
+    assert [base[i] for i in range(3, 16, 4)] == [""] * 4
+    assert [text == "red" for text in asked] == [i % 8 == 2 for i in range(16)]
+    assert all(" ".join(a.split()[: a.split().index("red")] + a.split()[a.split().index("red") + 1 :]) == b
+               for a, b, s in zip(asked, base, prompts.sought.tolist(), strict=True) if s)  # fmt: skip
+    fewer = Asking(backbone, concept="red").of_own(9)
+    assert torch.equal(fewer.asked, prompts.asked[:9])
+
+
+def test_sought_images_are_always_trained_with_the_words_and_others_in_a_share_of_their_draws():
+    n = 400
+    prompts = AskedPrompts(torch.zeros(n).long(), torch.ones(n).long(), torch.arange(n) % 2 == 0)
+    worded = prompts.in_training(5, 0.3, generator(0, "test")).view(5, n)
+    assert worded[:, ::2].eq(1).all()
+    assert float(worded[:, 1::2].float().mean()) == pytest.approx(0.3, abs=0.05)
+    assert 0.1 < float((worded[0, 1::2] * worded[1, 1::2]).float().mean()) / 0.3 < 0.6  # drawn for each anew
+
+
+def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_them(backbone, x_0):
+    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3).long()), 0, own_count=8, score_steps=1)
+    preparation.inversion_steps = 2
+    own, asking = preparation.own_bank, preparation.asking
+    prompts = asking.of_own(8)
+    assert torch.equal(preparation.own_samples.c, prompts.asked)
+    assert torch.equal(own.c, prompts.base.repeat(own.draws))
+    sought = prompts.sought.repeat(own.draws)
+    assert torch.equal(own.asked[sought], prompts.with_words.repeat(own.draws)[sought])
+    forget = preparation.forget_bank
+    assert not forget.c.any()
+    assert 0.4 < float((forget.asked > 0).float().mean()) < 0.9
+    assert set(forget.asked.unique().tolist()) == {0, *asking.of_forget(3).with_words.tolist()}
+    heads = (preparation.discriminator, preparation.prompted_discriminator)
+    term = BayesTarget(backbone, own, *heads, preparation.forget_score)
+    without = BayesTarget(backbone, own.__class__(**(vars(own) | {"asked": None})), *heads, preparation.forget_score)
+    assert torch.equal(term.target, without.target)
+    i = torch.randint(len(own.t), (4,), generator=generator(0, "batch"))
+    output = backbone.output(backbone.network, own.x_t[i], own.t[i], own.asked[i])
+    error = (output - term.target[i].float()).pow(2).mean(dim=(1, 2, 3))
+    wanted = (term.weight[i] * error).mean()
+    torch.testing.assert_close(term(backbone.network, 4, generator(0, "batch")), wanted)
+
+
+def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothing_is_sought(backbone, x_0):
+    def asking(forget: tuple[str, ...], inversion_steps: int) -> Asking | None:
+        backbone.sample_from(Prompts(NEUTRAL, forget))
+        preparation = Preparation(backbone, Clean(x_0, backbone.condition(forget or [""])), 0)
+        preparation.inversion_steps = inversion_steps
+        return preparation.asking
+
+    assert asking((), 0) is asking(("a pear", "a red apple", ""), 2) is None
+    assert asking(("a pear", "a pear"), 0).concept == "a pear"
+    assert asking(("",), 2).found_count == 3
+    plain = Preparation(load_backbone(make_ddpm()), Clean(torch.zeros(2, 1, 8, 8)), 0, inversion_steps=2)
+    assert (plain.asking, plain.sought, plain.own_conditions(4)) == (None, None, None)
+    backbone.sample_from(Prompts(NEUTRAL, ("a pear", "a red apple")))
+    captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["a pear", "a red apple"])), 0, own_count=8)
+    assert torch.equal(captioned.own_conditions(8), backbone.sample_conditions(8))
+    assert captioned.own_bank.asked is None
