@@ -88,7 +88,7 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
     preparation = Preparation(
         backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, own_count=8, score_steps=1, inversion_steps=2
     )
-    heads, bank = (preparation.discriminator, preparation.prompted_discriminator), preparation.forget_bank
+    heads, bank = (preparation.discriminator, preparation.prompted_discriminator), preparation.own_bank
     undesired, bound = preparation.forget_score, 0.33
     term = BayesTarget(backbone, bank, *heads, undesired, strength=4.0, rho_max=0.9, prompted_rho_max=bound)
     for i in range(0, len(bank.t), 7):
@@ -98,6 +98,7 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
             for head, h in zip(heads, (bank.features, bank.prompted_features), strict=True)
         ]
         unasked, asked = (float((o / (1 + o)).clamp(max=0.9)) for o in odds)
+        asked = asked if bank.c[i] > 0 else unasked
         with torch.no_grad():
             direction = bank.unprompted[i].float() - backbone.output(undesired, *at)[0]
         wanted = bank.original[i].float() + asked / (1 - min(unasked, bound)) * direction
