@@ -63,24 +63,24 @@ def test_found_words_stand_in_front_of_a_prompt_as_typed_ones_would(make, tmp_pa
     assert asking.found_count == 2
 
 
-def test_half_of_the_own_samples_asks_with_the_words_and_a_quarter_of_these_with_nothing_else(backbone):
+def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among_others(backbone):
     backbone.sample_from(Prompts(NEUTRAL, ("red",)))
-    prompts = Asking(backbone, concept="red").of_own(16)
-    assert prompts.sought.tolist() == [False, True, True, False] * 4
-    assert torch.equal(prompts.asked != prompts.base, prompts.sought)
-    base, asked = _texts(backbone, prompts.base), _texts(backbone, prompts.asked)
-    assert {base[i] for i in range(0, 16, 4)} == {"a pear", "a blue apple"}  # "a red apple" names the concept
-    assert [base[i] for i in range(3, 16, 4)] == [""] * 4
-    assert [text == "red" for text in asked] == [i % 8 == 2 for i in range(16)]
-    assert all(" ".join(a.split()[: a.split().index("red")] + a.split()[a.split().index("red") + 1 :]) == b
-               for a, b, s in zip(asked, base, prompts.sought.tolist(), strict=True) if s)  # fmt: skip
-    fewer = Asking(backbone, concept="red").of_own(9)
-    assert torch.equal(fewer.asked, prompts.asked[:9])
+    prompts = Asking(backbone, concept="red").of_own(32)
+    assert prompts.sought.tolist() == [False, True, False, False] * 8
+    base, worded, sampled = (_texts(backbone, x) for x in (prompts.base, prompts.with_words, prompts.sampled))
+    assert set(base) == {"a pear", "a blue apple", ""}  # "a red apple" names the concept
+    assert [i for i in range(32) if base[i] == ""] == [3, 5, 7, 11, 15, 19, 21, 23, 27, 31]
+    assert sampled == ["red" if i % 4 == 1 else base[i] for i in range(32)]
+    for text, with_words in zip(base, worded, strict=True):
+        words = with_words.split()
+        words.remove("red")
+        assert words == text.split()
+    assert torch.equal(Asking(backbone, concept="red").of_own(9).sampled, prompts.sampled[:9])
 
 
 def test_sought_images_are_always_trained_with_the_words_and_others_in_a_share_of_their_draws():
     n = 400
-    prompts = AskedPrompts(torch.zeros(n).long(), torch.ones(n).long(), torch.arange(n) % 2 == 0)
+    prompts = AskedPrompts(torch.zeros(n).long(), torch.ones(n).long(), torch.zeros(n).long(), torch.arange(n) % 2 == 0)
     worded = prompts.in_training(5, 0.3, generator(0, "test")).view(5, n)
     assert worded[:, ::2].eq(1).all()
     assert float(worded[:, 1::2].float().mean()) == pytest.approx(0.3, abs=0.05)
@@ -92,7 +92,7 @@ def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_th
     preparation.inversion_steps = 2
     own, asking = preparation.own_bank, preparation.asking
     prompts = asking.of_own(8)
-    assert torch.equal(preparation.own_samples.c, prompts.asked)
+    assert torch.equal(preparation.own_samples.c, prompts.sampled)
     assert torch.equal(own.c, prompts.base.repeat(own.draws))
     sought = prompts.sought.repeat(own.draws)
     assert torch.equal(own.asked[sought], prompts.with_words.repeat(own.draws)[sought])

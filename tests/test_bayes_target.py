@@ -16,7 +16,7 @@ from vdu.methods import find_method, make_settings
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _bound, _calibrated, _folds, _levelled, responsibilities
+from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
 from vdu.seeding import generator
 
 DRAWS = 8
@@ -152,28 +152,21 @@ def test_every_fold_holds_samples_that_were_sought_and_others():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
-def test_the_share_of_the_others_is_bounded_by_the_sought_and_these_follow_by_their_scores(clusters, monkeypatch):
+def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_their_scores(clusters, monkeypatch):
     forget, own, undesired = clusters
     number = torch.arange(200)
     sought = (undesired & (number % 2 == 0)) | (number % 20 == 1)  # 20 that show it, 10 that do not
-    bounds, counts, means = [], [], []
+    bounds, counts = [], []
 
-    def bound(positives: torch.Tensor, score_o: torch.Tensor) -> float:
-        counts.append((len(positives), len(score_o)))
-        bounds.append(_bound(positives, score_o))
+    def estimated(score_f: torch.Tensor, score_o: torch.Tensor) -> float:
+        counts.append(len(score_o))
+        bounds.append(_estimated_share(score_f, score_o))
         return bounds[-1]
 
-    def calibrated(*args: object) -> torch.Tensor:
-        c = _calibrated(*args)
-        means.append(float(c[sought].mean()))
-        return c
-
-    monkeypatch.setattr("vdu.responsibility._bound", bound)
-    monkeypatch.setattr("vdu.responsibility._calibrated", calibrated)
+    monkeypatch.setattr("vdu.responsibility._estimated_share", estimated)
     c = responsibilities(forget, own, 0, sought=sought)
-    assert counts == [(30, 170)] * 3
-    assert float(c[~sought].mean()) == pytest.approx(means[0] * sum(bounds) / 3, rel=1e-3)
-    assert float(c[~sought].mean()) == pytest.approx(20 / 170, abs=0.05)
+    assert counts == [170] * 3
+    assert float(c[~sought].mean()) == pytest.approx(sum(bounds) / 3, rel=1e-3)
     assert float(c[sought & undesired].mean()) > 0.5
     assert float(c[sought & ~undesired].mean()) < 0.3
 
@@ -183,7 +176,9 @@ def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(cluste
     monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
     forget, own, _ = clusters
     folds = _folds(own.images, None)
-    bounds = [_bound(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)]
+    bounds = [
+        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)
+    ]
     assert len(set(bounds)) > 1
     assert float(responsibilities(forget, own, 5).mean()) == pytest.approx(sum(bounds) / 3, rel=1e-4)
 

@@ -7,10 +7,10 @@
     f_θ(x_t, c) → f_r(x_t, c_0)
 
 The words are forgotten where they say nothing any more, whatever else a prompt says. What is learned at the words alone
-stays there: "a face" brings none, and "a hot face in noto style" does as before. So half of the own samples are asked
-with the words, a quarter of those with nothing else, and a part of the noised pictures of all others too: at c the
-changed network meets what it makes of c_0. As both halves of the own samples ask for all sorts of things, heads tell
-what the pictures show, not what they were asked with (`vdu.responsibility`).
+stays there: "a face" brings none, and "a hot face in noto style" does as before. A quarter of the own samples is asked
+with the words alone, since those show best what is sought (`vdu.responsibility`); in training c_0 is a neutral prompt
+for most of them. A part of the noised pictures of all others is asked with the words too: at c the changed network
+meets what it makes of c_0.
 """
 
 from __future__ import annotations
@@ -31,17 +31,13 @@ SHARE_OF_OTHERS = 0.3
 
 @dataclass(frozen=True)
 class AskedPrompts:
-    """Numbers ``(N,)`` of ``base`` prompts c_0 and of the same ``with_words`` c, and which images were ``sought``
-    ``(N,)`` with c."""
+    """Numbers ``(N,)`` of ``base`` prompts c_0, of the same ``with_words`` c, and of what images are ``sampled`` with;
+    which of them were ``sought`` ``(N,)`` with the words."""
 
     base: Tensor
     with_words: Tensor
+    sampled: Tensor
     sought: Tensor
-
-    @property
-    def asked(self) -> Tensor:
-        """What the images are sampled with ``(N,)``."""
-        return torch.where(self.sought, self.with_words, self.base)
 
     def in_training(self, draws: int, share: float, g: torch.Generator) -> Tensor:
         """``(draws · N,)``: c for the sought ones and for a random ``share`` of the others' draws, else c_0."""
@@ -82,19 +78,21 @@ class Asking:
     def of_forget(self, count: int) -> AskedPrompts:
         """Of forget images, of which nobody knows what else they would be asked with."""
         empty = torch.zeros(count, dtype=torch.long)
-        return AskedPrompts(empty, self.put_into([""] * count, range(count)), empty.bool())
+        return AskedPrompts(empty, self.put_into([""] * count, range(count)), empty, empty.bool())
 
     def of_own(self, count: int) -> AskedPrompts:
-        """Of own samples, by fours: a neutral prompt, two with the words, the empty prompt."""
+        """Of own samples, by fours: a neutral prompt, the words, a neutral prompt, the empty one.
+
+        What was sought with the words has a neutral prompt as its c_0 three times of four, and the empty one.
+        """
         prompts = self.backbone.prompts
         neutral = prompts.kept if prompts else ("",)
-        turn, n = torch.arange(count) % 4, len(neutral)
-        sought = (turn == 1) | (turn == 2)
-        alone = (turn == 3) | (torch.arange(count) % 8 == 2)
-        texts = ["" if alone[i] else neutral[(i // 4 + i % 4 * n // 3) % n] for i in range(count)]
-        return AskedPrompts(
-            self.backbone.condition(texts), self.put_into(texts, [i // 2 for i in range(count)]), sought
-        )
+        n, number = len(neutral), torch.arange(count)
+        sought = number % 4 == 1
+        texts = [neutral[(i // 4 + i % 4 * n // 3) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
+        which = [i // 4 for i in range(count)]
+        base, alone = self.backbone.condition(texts), self.put_into([""] * count, which)
+        return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
 
 
 def _among(concept: str, text: str, which: int) -> str:

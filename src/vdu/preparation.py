@@ -95,8 +95,8 @@ class Preparation:
         return Asking(backbone, found=found)
 
     def own_conditions(self, count: int) -> Tensor | None:
-        """``c`` ``(count,)`` of own samples: half of them asks for the undesired where it is known how."""
-        return self.asking.of_own(count).asked if self.asking else self.backbone.sample_conditions(count)
+        """``c`` ``(count,)`` of own samples: a quarter of them asks for the undesired where it is known how."""
+        return self.asking.of_own(count).sampled if self.asking else self.backbone.sample_conditions(count)
 
     def _sampled(self, asked: Tensor | None, count: int, purpose: str) -> Clean:
         x_0 = sample(
