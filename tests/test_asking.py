@@ -71,6 +71,7 @@ def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among
     assert set(base) == {"a pear", "a blue apple", ""}  # "a red apple" names the concept
     assert [i for i in range(32) if base[i] == ""] == [3, 5, 7, 11, 15, 19, 21, 23, 27, 31]
     assert sampled == ["red" if i % 4 == 1 else base[i] for i in range(32)]
+    assert [base[i] for i in range(1, 32, 4)] == ["" if i == 5 or i == 21 else base[i - 1] for i in range(1, 32, 4)]
     for text, with_words in zip(base, worded, strict=True):
         words = with_words.split()
         words.remove("red")
@@ -102,13 +103,26 @@ def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_th
     assert set(forget.asked.unique().tolist()) == {0, *asking.of_forget(3).with_words.tolist()}
     heads = (preparation.discriminator, preparation.prompted_discriminator)
     term = BayesTarget(backbone, own, *heads, preparation.forget_score)
-    without = BayesTarget(backbone, own.__class__(**(vars(own) | {"asked": None})), *heads, preparation.forget_score)
-    assert torch.equal(term.target, without.target)
+    with torch.no_grad():
+        unworded = backbone.output(backbone.network, own.x_t, own.t, own.c)
+    torch.testing.assert_close(own.original.float(), unworded, atol=5e-3, rtol=5e-3)
     i = torch.randint(len(own.t), (4,), generator=generator(0, "batch"))
     output = backbone.output(backbone.network, own.x_t[i], own.t[i], own.asked[i])
     error = (output - term.target[i].float()).pow(2).mean(dim=(1, 2, 3))
     wanted = (term.weight[i] * error).mean()
     torch.testing.assert_close(term(backbone.network, 4, generator(0, "batch")), wanted)
+
+
+def test_what_was_sought_is_known_to_the_responsibilities_and_no_part_of_the_share(backbone, x_0, monkeypatch):
+    known = []
+    monkeypatch.setattr("vdu.preparation.responsibilities", lambda *a: known.append(a) or torch.arange(8) / 10)
+    backbone.sample_from(Prompts(NEUTRAL, ("red",)))
+    preparation = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0, own_count=8, score_steps=1)
+    sought = preparation.asking.of_own(8).sought
+    assert sought.tolist() == [False, True, False, False] * 2
+    assert preparation.share == pytest.approx(sum(i / 10 for i in (0, 2, 3, 4, 6, 7)) / 6)
+    assert torch.equal(known[0][-1], sought)
+    assert torch.equal(preparation.own_conditions(4), preparation.asking.of_own(4).sampled)
 
 
 def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothing_is_sought(backbone, x_0):
@@ -119,6 +133,7 @@ def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothi
         return preparation.asking
 
     assert asking((), 0) is asking(("a pear", "a red apple", ""), 2) is None
+    assert asking(("a pear", ""), 2) is None  # a picture without a caption was not asked for with another's
     assert asking(("a pear", "a pear"), 0).concept == "a pear"
     assert asking(("",), 2).found_count == 3
     plain = Preparation(load_backbone(make_ddpm()), Clean(torch.zeros(2, 1, 8, 8)), 0, inversion_steps=2)
@@ -127,3 +142,10 @@ def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothi
     captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["a pear", "a red apple"])), 0, own_count=8)
     assert torch.equal(captioned.own_conditions(8), backbone.sample_conditions(8))
     assert captioned.own_bank.asked is None
+
+
+def test_neutral_prompts_that_name_a_concept_in_whole_words_are_not_kept():
+    neutral = ("a carrot", "a red Car.", "car: old", "a pear")
+    assert Prompts(neutral, (" car ",)).kept == ("a carrot", "a pear")
+    assert Prompts(neutral, (" ",)).kept == neutral
+    assert Prompts(("a car",), ("car",)).kept == ("",)

@@ -27,6 +27,7 @@ __all__ = ["AskedPrompts", "Asking"]
 
 SHARE_OF_FORGET = 2 / 3
 SHARE_OF_OTHERS = 0.3
+ENCODED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,21 @@ class Asking:
         if self.concept is not None:
             return self.backbone.condition([_among(self.concept, *at) for at in zip(texts, which, strict=True)])
         wanted = [(text, number % self.found_count) for text, number in zip(texts, which, strict=True)]
-        with torch.no_grad(), self.backbone.placed_text(single=True):
-            for text, image in dict.fromkeys(wanted):
-                if (text, image) not in self._number:
-                    words = [of_encoder[image : image + 1] for of_encoder in self.found]
-                    encodings = self.backbone.encodings_of_words(words, [text])
-                    self._number[text, image] = int(self.backbone.add_prompts(encodings))
+        new = [at for at in dict.fromkeys(wanted) if at not in self._number]
+        if new:
+            self._number |= dict(zip(new, self._added(new), strict=True))
         return torch.tensor([self._number[at] for at in wanted])
+
+    @torch.no_grad()
+    def _added(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """The numbers of new prompts: texts with the words of these images in front."""
+        parts = []
+        with self.backbone.placed_text(single=True):
+            for first in range(0, len(prompts), ENCODED_AT_ONCE):
+                texts, images = zip(*prompts[first : first + ENCODED_AT_ONCE], strict=True)
+                words = [of_encoder[list(images)] for of_encoder in self.found]
+                parts.append([x.cpu() for x in self.backbone.encodings_of_words(words, texts)])
+        return self.backbone.add_prompts(tuple(torch.cat(kind) for kind in zip(*parts, strict=True))).tolist()
 
     def of_forget(self, count: int) -> AskedPrompts:
         """Of forget images, of which nobody knows what else they would be asked with."""
@@ -83,13 +92,14 @@ class Asking:
     def of_own(self, count: int) -> AskedPrompts:
         """Of own samples, by fours: a neutral prompt, the words, a neutral prompt, the empty one.
 
-        What was sought with the words has a neutral prompt as its c_0 three times of four, and the empty one.
+        What was sought with the words has that neutral prompt before it as its c_0 three times of four, else the empty
+        one: c_0 must not tell what was sought.
         """
         prompts = self.backbone.prompts
         neutral = prompts.kept if prompts else ("",)
         n, number = len(neutral), torch.arange(count)
         sought = number % 4 == 1
-        texts = [neutral[(i // 4 + i % 4 * n // 3) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
+        texts = [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
         which = [i // 4 for i in range(count)]
         base, alone = self.backbone.condition(texts), self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)

@@ -95,7 +95,7 @@ def _captions(given: Sequence[str], source: Any, images: ImageSet) -> tuple[str,
 
 
 def forget_captions(backbone: Backbone, source: Any, images: ImageSet) -> tuple[str, ...]:
-    """A caption for each of ``images``, which were read from ``source``; the model's own samples get them in turn.
+    """A caption for each of ``images``, which were read from ``source``.
 
     ``backbone.prompts.forget`` goes before what the source says. A model that takes no text has empty captions.
     Raises `VduError` for captions and images that do not match, and for captions that the model knows no word of.

@@ -42,7 +42,7 @@ class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
     ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be; ``inversion_steps``, which a method
-    that learns at prompts sets before it asks for anything, whether and how long prompts are sought;
+    that learns at prompts sets before it asks for anything, whether and how long words are sought;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     ``on_stage`` is told what is being made.
     """
@@ -78,9 +78,9 @@ class Preparation:
         backbone = self.backbone
         if not isinstance(backbone, StableDiffusionBackbone):
             return None
-        concepts = backbone.prompts.concepts if backbone.prompts else ()
-        if concepts:
-            return Asking(backbone, concept=concepts[0]) if len(concepts) == 1 else None
+        given = set(backbone.prompts.forget) if backbone.prompts else set()
+        if any(text.strip() for text in given):
+            return Asking(backbone, concept=given.pop()) if len(given) == 1 else None
         if not self.inversion_steps:
             return None
         self.begin(f"finding words that ask for the forget images, {self.inversion_steps} steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ QUOTED = 5
 class Prompts:
     """``neutral``: what the model must go on making; ``forget``: one for all forget images, or one for each.
 
-    Own samples take turns between the two, so that what is asked never tells a forget image from an own sample.
+    Own samples take turns between the two, or are asked as `vdu.asking` says.
     ``guidance_scale``: of classifier-free guidance when sampling (Ho & Salimans, arXiv 2207.12598); 1 is without.
     Raises `VduError` for a scale under 1 or where there is no neutral prompt (the empty one is a prompt).
     """
@@ -42,9 +43,9 @@ class Prompts:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Neutral prompts that name none of those to forget; the empty one where none is left."""
-        named = [prompt.casefold() for prompt in self.forget if prompt]
-        return tuple(p for p in self.neutral if not any(name in p.casefold() for name in named)) or ("",)
+        """Neutral prompts that name none of those to forget, in whole words; the empty one where none is left."""
+        names = [re.compile(rf"(?<!\w){re.escape(name.strip())}(?!\w)", re.IGNORECASE) for name in self.concepts]
+        return tuple(p for p in self.neutral if not any(name.search(p) for name in names)) or ("",)
 
     def of_sample(self, number: int) -> str:
         """The prompt of sample ``number``: it depends on the number only, so that models can be paired."""

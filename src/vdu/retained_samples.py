@@ -7,8 +7,8 @@ The optimal denoiser of finitely many images (Karras et al., arXiv 2206.00364, a
 model draws itself, so nobody needs to give images to keep, as for ReTrack's related target (`vdu.methods.retrack`). It
 is coarse, since it knows no other image, but it leads out of where x_t shows the undesired plainly: there ``f_*`` is
 what ``f_f`` is, and no multiple of their difference (`vdu.bayes_target`) does. A sample with c ≥ ½ has no weight at
-all, since without noise the nearest takes everything, however little it weighs. Samples of a model that takes text
-count whatever they were asked with, unless that was the undesired: they stand in for what it makes unasked.
+all, since without noise the nearest takes everything, however little it weighs. For models without text: it knows
+nothing of a prompt.
 """
 
 from __future__ import annotations
