@@ -9,6 +9,7 @@ from test_stable_diffusion_xl import make_pipeline as make_xl
 from vdu.asking import AskedPrompts, Asking
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
+from vdu.discriminator import fit_prompted_head
 from vdu.noising import Clean
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
@@ -123,6 +124,20 @@ def test_what_was_sought_is_known_to_the_responsibilities_and_no_part_of_the_sha
     assert preparation.share == pytest.approx(sum(i / 10 for i in (0, 2, 3, 4, 6, 7)) / 6)
     assert torch.equal(known[0][-1], sought)
     assert torch.equal(preparation.own_conditions(4), preparation.asking.of_own(4).sampled)
+
+
+def test_what_a_prompt_brings_is_learned_without_what_was_sought_with_other_words(backbone, x_0):
+    backbone.sample_from(Prompts(NEUTRAL, ("red",)))
+    preparation = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0, own_count=8, score_steps=1)
+    sought, bank = preparation.sought, preparation.own_bank
+    heads = [fit_prompted_head(bank, torch.where(sought, c, 0.1), 0, sought) for c in (0.1, 0.9)]
+    logits = [head(bank.prompted_features, bank.t_share) for head in heads]
+    assert torch.equal(*logits)
+    told = fit_prompted_head(bank, torch.where(sought, 0.9, 0.1), 0)(bank.prompted_features, bank.t_share)
+    assert not torch.equal(told, logits[1])
+    preparation.__dict__["responsibilities"] = torch.where(sought, 0.9, 0.1)
+    of_run = preparation.prompted_discriminator(bank.prompted_features, bank.t_share)
+    assert torch.equal(of_run, logits[1])
 
 
 def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothing_is_sought(backbone, x_0):

@@ -7,8 +7,8 @@ With ``c(x_0)`` the probability that an own sample is of the undesired kind (`vd
 is the regression of c on x_t over the model's own samples, so that E ρ = π at every time. Half of the positives' mass
 comes from the forget images: they show what own samples show too rarely. Where no c is known yet,
 forget images are told from own samples with equal weights, and ``logit = log p_f / p``. With prompts, ρ(x_t, c) is the
-same regression on features that know the prompt, over own samples alone: nobody knows what would have been typed for a
-forget image.
+same regression on features that know the prompt, over own samples that were made of it: nobody knows what would have
+been typed for a forget image.
 """
 
 from __future__ import annotations
@@ -96,12 +96,17 @@ def fit_head(
     return _fitted(own.features, loss, seed, steps)
 
 
-def fit_prompted_head(own: NoisedBank, labels: Tensor, seed: int) -> Discriminator:
-    """Regress ``labels`` c ``(M,)`` of the own samples on features that know the prompt."""
+def fit_prompted_head(own: NoisedBank, labels: Tensor, seed: int, sought: Tensor | None = None) -> Discriminator:
+    """Regress ``labels`` c ``(M,)`` of the own samples on features that know the prompt.
+
+    Without those ``sought`` ``(M,)``: they were asked for with something else than the prompt that their features know.
+    """
     c = labels.to(own.features.device).repeat(own.draws)
+    asked = torch.ones(own.images, dtype=torch.bool) if sought is None else ~sought
+    items = asked.repeat(own.draws).nonzero().flatten()
 
     def loss(head: Discriminator, g: torch.Generator) -> Tensor:
-        j = torch.randint(len(c), (BATCH_SIZE,), generator=g)
+        j = items[torch.randint(len(items), (BATCH_SIZE,), generator=g)]
         return binary_cross_entropy_with_logits(head(own.prompted_features[j], own.t_share[j]), c[j])
 
     return _fitted(own.prompted_features, loss, seed, STEPS)

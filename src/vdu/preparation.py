@@ -216,7 +216,7 @@ class Preparation:
         """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
-        return fit_prompted_head(self.own_bank, self.responsibilities, self.seed)
+        return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, self.sought)
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
