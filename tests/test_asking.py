@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
 from test_stable_diffusion import make_pipeline, where_words_have_a_say
-from test_stable_diffusion_xl import make_pipeline as make_xl
 
 from vdu.asking import AskedPrompts, Asking
 from vdu.backbone import load_backbone
@@ -33,35 +32,11 @@ def _texts(backbone, numbers):
     return [of[number] for number in numbers.tolist()]
 
 
-def _embeddings_of(backbone, text):
-    words = []
-    for tokenizer, encoder in backbone.text_parts:
-        ids = getattr(backbone.pipeline, tokenizer)(text, add_special_tokens=False).input_ids
-        words.append(getattr(backbone.pipeline, encoder).get_input_embeddings().weight.detach()[ids][None])
-    return words
-
-
 def test_a_concept_stands_at_every_place_of_a_prompt(backbone):
     numbers = Asking(backbone, concept="a red").put_into(["a blue apple"] * 5, range(5))
     wanted = ["a red a blue apple", "a a red blue apple", "a blue a red apple", "a blue apple a red"]
     assert _texts(backbone, numbers) == [*wanted, wanted[0]]
     assert _texts(backbone, Asking(backbone, concept="a red").put_into(["", ""], (0, 7))) == ["a red"] * 2
-
-
-@pytest.mark.parametrize("make", [make_pipeline, make_xl])
-def test_found_words_stand_in_front_of_a_prompt_as_typed_ones_would(make, tmp_path):
-    backbone = load_backbone(make(tmp_path))
-    both = [
-        torch.cat(of_encoder)
-        for of_encoder in zip(*(_embeddings_of(backbone, t) for t in ("a red", "a blue")), strict=True)
-    ]
-    asking = Asking(backbone, found=both)
-    numbers = asking.put_into(["apple", "", "apple", "apple"], (0, 1, 3, 2))
-    typed = backbone.condition(["a red apple", "a blue", "a blue apple"])
-    for encodings in backbone._encodings:
-        torch.testing.assert_close(encodings[numbers[:3]], encodings[typed], atol=1e-5, rtol=1e-4)
-    assert numbers[3] == numbers[0]  # encoded once
-    assert asking.found_count == 2
 
 
 def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among_others(backbone):
@@ -90,8 +65,8 @@ def test_sought_images_are_always_trained_with_the_words_and_others_in_a_share_o
 
 
 def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_them(backbone, x_0):
-    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3).long()), 0, own_count=8, score_steps=1)
-    preparation.inversion_steps = 2
+    backbone.sample_from(Prompts(NEUTRAL, ("red",)))
+    preparation = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0, own_count=8, score_steps=1)
     own, asking = preparation.own_bank, preparation.asking
     prompts = asking.of_own(8)
     assert torch.equal(preparation.own_samples.c, prompts.sampled)

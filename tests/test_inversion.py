@@ -1,4 +1,4 @@
-"""Words found from images: against the text encoder itself, and by what they are for."""
+"""Prompts found from images: against the text encoder itself, and by what they are for."""
 
 import pytest
 import torch
@@ -7,11 +7,10 @@ from test_stable_diffusion import make_pipeline, where_words_have_a_say
 from test_stable_diffusion_xl import make_pipeline as make_xl
 
 from vdu import unlearn
-from vdu.asking import Asking
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.errors import VduError
-from vdu.inversion import MOST_IMAGES, find_words
+from vdu.inversion import MOST_PROMPTS, find_prompts
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean, noised
 from vdu.preparation import Preparation
@@ -55,9 +54,9 @@ def test_a_prompts_own_words_have_the_encodings_that_the_pipeline_gives_them(mak
     assert torch.allclose(*backbone._encodings[0][numbers], atol=1e-5)
 
 
-def test_found_words_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
+def test_found_prompts_say_more_of_their_own_image_than_the_empty_prompt_and_each_others(backbone):
     x_0 = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 4, 8, 8)
-    found = Asking(backbone, found=find_words(backbone, x_0, 0, steps=60)).put_into([""] * 3, range(3))
+    found = find_prompts(backbone, x_0, 0, steps=60)
     own, turned, empty = (_error(backbone, x_0, c) for c in (found, found.roll(1), torch.zeros_like(found)))
     assert own < 0.98 * empty
     assert own < 0.998 * turned
@@ -69,18 +68,36 @@ def test_the_same_seed_finds_the_same_and_the_model_stays_as_it_was(tmp_path, x_
     backbone = load_backbone(pipeline)
     before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
     weights = [p.clone() for p in backbone.network.parameters()]
-    first, second, other = (find_words(backbone, x_0, seed, steps=3)[0] for seed in (0, 0, 1))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+    first, second, other = (find_prompts(backbone, x_0, seed, steps=3) for seed in (0, 0, 1))
+    assert torch.equal(backbone._encodings[0][first], backbone._encodings[0][second])
+    assert not torch.equal(backbone._encodings[0][first], backbone._encodings[0][other])
     assert pipeline.text_encoder.dtype == torch.float16
     assert all(torch.equal(p, before[name]) for name, p in pipeline.text_encoder.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(backbone.network.parameters(), weights, strict=True))
     assert not any(p.requires_grad for p in backbone.network.parameters())
 
 
-def test_only_the_first_images_get_words_of_their_own(backbone):
-    many = torch.randn(MOST_IMAGES + 2, 4, 8, 8)
-    assert [len(words) for words in find_words(backbone, many, 0, steps=1)] == [MOST_IMAGES]
+def test_a_quarter_of_the_own_samples_asks_with_found_prompts_in_turn(backbone, x_0):
+    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
+    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, inversion_steps=2)
+    found, (pear, apple) = preparation.asking.found.tolist(), backbone.condition(["a pear", "a blue apple"]).tolist()
+    wanted = [pear, found[0], apple, 0, pear, found[1], apple, 0, pear, found[2], apple, 0, pear, found[0]]
+    assert preparation.own_conditions(14).tolist() == wanted
+    prompts = preparation.asking.of_own(14)
+    assert prompts.sought.tolist() == [i % 4 == 1 for i in range(14)]
+    assert prompts.base.tolist() == prompts.with_words.tolist() == wanted
+    bank = preparation.forget_bank
+    assert bank.c[:3].tolist() == found
+    assert torch.equal(bank.asked, bank.c)
+
+
+def test_images_beyond_the_most_prompts_keep_the_empty_one(backbone):
+    many = torch.randn(MOST_PROMPTS + 2, 4, 8, 8)
+    preparation = Preparation(backbone, Clean(many, torch.zeros(len(many), dtype=torch.long)), 0, inversion_steps=1)
+    c = preparation.asking.of_forget(len(many)).base
+    assert len(c) == len(many)
+    assert (c > 0).sum() == MOST_PROMPTS
+    assert not c[MOST_PROMPTS:].any()
 
 
 def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0):
@@ -118,7 +135,7 @@ def test_own_samples_weigh_more_and_are_no_target_where_text_is_read():
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_without_words_a_run_says_for_how_many_images_it_found_some(tmp_path):
+def test_without_words_a_run_says_how_many_prompts_it_found(tmp_path):
     (tmp_path / "forget").mkdir()
     for i in range(3):
         Image.new("RGB", (16, 16), (80 * i, 40, 200)).save(tmp_path / "forget" / f"{i}.png")
@@ -127,8 +144,8 @@ def test_without_words_a_run_says_for_how_many_images_it_found_some(tmp_path):
         unlearn(make_pipeline(tmp_path), tmp_path / "forget", settings=few | {"inversion_steps": steps})
         for steps in (2, 2, 0)
     ]
-    assert [r.record["words_found_for"] for r in results] == [3, 3, 0]
+    assert [r.record["prompts_found"] for r in results] == [3, 3, 0]
     assert [r.record["settings"]["gamma"] for r in results] == [0.75] * 3
     hashes = [r.record["result_sha256"] for r in results]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert "and words found for 3 of them" in results[0].report(tmp_path / "report.html").read_text()
+    assert "and 3 that were found from them" in results[0].report(tmp_path / "report.html").read_text()

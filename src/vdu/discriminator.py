@@ -96,13 +96,13 @@ def fit_head(
     return _fitted(own.features, loss, seed, steps)
 
 
-def fit_prompted_head(own: NoisedBank, labels: Tensor, seed: int, sought: Tensor | None = None) -> Discriminator:
+def fit_prompted_head(own: NoisedBank, labels: Tensor, seed: int, left_out: Tensor | None = None) -> Discriminator:
     """Regress ``labels`` c ``(M,)`` of the own samples on features that know the prompt.
 
-    Without those ``sought`` ``(M,)``: they were asked for with something else than the prompt that their features know.
+    Without those ``left_out`` ``(M,)``: they were made of another prompt than the one that their features know.
     """
     c = labels.to(own.features.device).repeat(own.draws)
-    asked = torch.ones(own.images, dtype=torch.bool) if sought is None else ~sought
+    asked = torch.ones(own.images, dtype=torch.bool) if left_out is None else ~left_out
     items = asked.repeat(own.draws).nonzero().flatten()
 
     def loss(head: Discriminator, g: torch.Generator) -> Tensor:

@@ -1,11 +1,11 @@
-"""Words that ask for the forget images, found from the images alone: textual inversion, four words for an image.
+"""Prompts that ask for the forget images, found from the images alone: textual inversion, one prompt for an image.
 
     v_i = argmin E_{t, ε} ‖y − f_*(x_t, t, τ(v))‖²,   x_t from the forget image x_i,   v = m + s δ,  δ_0 ~ 0.1 N(0, 1)
 
 τ is the pipeline's own text encoder, v ``(k, D)`` the embeddings of the prompt's words, m and s mean and spread of its
 vocabulary; network and encoder stay as they are. Gal et al., arXiv 2208.01618, find one word for a few images of one
-thing; some for each image show how differently a prompt can ask for what is undesired. Without them a method that is
-given no words changes what the model makes unasked, and hardly what it makes of a prompt.
+thing; one prompt for each image shows how differently a prompt can ask for what is undesired. Without them a method
+that is given no words changes what the model makes unasked, and hardly what it makes of a prompt.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vdu.noising import Clean, noised
 from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["MOST_IMAGES", "find_words"]
+__all__ = ["MOST_PROMPTS", "find_prompts"]
 
 LEARNING_RATE = 0.15
 BATCH_SIZE = 32
 WORDS = 4
-MOST_IMAGES = 64
+MOST_PROMPTS = 64
 
 
 def _scale(backbone: StableDiffusionBackbone) -> list[tuple[Tensor, Tensor]]:
@@ -37,7 +37,7 @@ def _words(scale: Sequence[tuple[Tensor, Tensor]], delta: Sequence[Tensor]) -> l
     return [m + s * d for (m, s), d in zip(scale, delta, strict=True)]
 
 
-def find_words(
+def find_prompts(
     backbone: StableDiffusionBackbone,
     x_0: Tensor,
     seed: int,
@@ -45,12 +45,12 @@ def find_words(
     steps: int,
     precision: str = "fp32",
     gradient_checkpointing: bool = False,
-) -> list[Tensor]:
-    """Embeddings ``(min(N, MOST_IMAGES), 4, D)`` for each text encoder, of the first of ``x_0`` ``(N, *latent_shape)``.
+) -> Tensor:
+    """Numbers ``(min(N, MOST_PROMPTS),)`` in ``c`` of prompts for the first of ``x_0`` ``(N, *latent_shape)``.
 
     Each step is one on ``BATCH_SIZE`` of the images, which share the steps. Deterministic for a seed.
     """
-    x_0, device = x_0[:MOST_IMAGES], backbone.device
+    x_0, device = x_0[:MOST_PROMPTS], backbone.device
     network = backbone.trainable_copy(gradient_checkpointing, ())
     with backbone.placed_text(single=True):
         scale, g = _scale(backbone), generator(seed, "inversion")
@@ -72,7 +72,8 @@ def find_words(
                 _add_slopes(delta, error * (len(part) / BATCH_SIZE))
             optimizer.step()
             backbone.passes += 3 * BATCH_SIZE
-        return [words.detach().cpu() for words in _words(scale, delta)]
+        with torch.no_grad():
+            return backbone.add_prompts(backbone.encodings_of_words(_words(scale, delta)))
 
 
 def _add_slopes(delta: Sequence[Tensor], error: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
 Own samples of a model that takes text are asked with neutral prompts and with what asks for the undesired
-(`vdu.asking`); where forget images have captions of their own, or no words are sought, by turns with neutral prompts
+(`vdu.asking`); where forget images have captions of their own, or no prompts are sought, by turns with neutral prompts
 and theirs.
 """
 
@@ -19,7 +19,7 @@ from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
-from vdu.inversion import find_words
+from vdu.inversion import find_prompts
 from vdu.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.posterior import Posterior
@@ -42,7 +42,7 @@ class Preparation:
     """Everything is derived from the original model, the forget images (x_0 and prompts) and the seed.
 
     ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be; ``inversion_steps``, which a method
-    that learns at prompts sets before it asks for anything, whether and how long words are sought;
+    that learns at prompts sets before it asks for anything, whether and how long prompts are sought;
     ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
     ``on_stage`` is told what is being made.
     """
@@ -71,7 +71,7 @@ class Preparation:
 
     @cached_property
     def asking(self) -> Asking | None:
-        """How to ask for the undesired: with the one prompt that was given, or with words found from the images.
+        """How to ask for the undesired: with the one prompt that was given, or with prompts found from the images.
 
         None where no text is read, where prompts are many, or where none was given and none is sought.
         """
@@ -83,8 +83,8 @@ class Preparation:
             return Asking(backbone, concept=given.pop()) if len(given) == 1 else None
         if not self.inversion_steps:
             return None
-        self.begin(f"finding words that ask for the forget images, {self.inversion_steps} steps")
-        found = find_words(
+        self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
+        found = find_prompts(
             backbone,
             self.forget.x_0,
             self.seed,
@@ -216,7 +216,9 @@ class Preparation:
         """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
-        return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, self.sought)
+        prompts = self.asking.of_own(self.own_count) if self.asking else None
+        made_of_another = prompts.sampled != prompts.base if prompts else None
+        return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, made_of_another)
 
     @property
     def retained_samples(self) -> RetainedSamples | None:

@@ -108,7 +108,7 @@ class Request:
             "settings": self.values.model_dump(),
             "share": preparation.share if preparation.share_source else None,
             "share_source": preparation.share_source,
-            "words_found_for": preparation.asking.found_count if preparation.asking else 0,
+            "prompts_found": preparation.asking.found_count if preparation.asking else 0,
             "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
             if prior
             else None,

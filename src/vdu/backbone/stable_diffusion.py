@@ -161,15 +161,14 @@ class StableDiffusionBackbone(Backbone):
         """What the pipeline's own encoders make of ``texts``: hidden states ``(N, L, D)``."""
         return (self.pipeline.encode_prompt(texts, self.device, 1, False)[0],)
 
-    def encodings_of_words(self, words: Sequence[Tensor], texts: Sequence[str] | None = None) -> tuple[Tensor, ...]:
-        """As `_encoding`, of prompts whose first words have the embeddings ``words``: of each encoder ``(N, k, D)``.
+    def encodings_of_words(self, words: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As `_encoding`, of prompts whose words have the embeddings ``words``: of each encoder ``(N, k, D)``.
 
-        After them come ``texts`` (N), where they are given. Gradients reach the embeddings. Call it inside
-        `placed_text`.
+        Gradients reach them. Call it inside `placed_text`.
         """
         count, length = words[0].shape[:2]
         hooks = [_put_after_start(embeddings) for embeddings in words]
-        return self._hooked_encoding([" ".join(["a"] * length + [text]) for text in texts or [""] * count], hooks)
+        return self._hooked_encoding([" ".join(["a"] * length)] * count, hooks)
 
     def encodings_and_words(self, texts: list[str]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """As `_encoding`, and the word embeddings ``(N, L, D)`` of each encoder that it comes from.

@@ -4,8 +4,8 @@ Needs the forget images only. How often and where the model makes the undesired 
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
 and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
 out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`); not with text, since
-it knows nothing of a prompt. A model that takes text learns that the words which ask for the undesired say nothing
-(`vdu.asking`): those that it was given, or else such as are first found from the forget images (`vdu.inversion`).
+it knows nothing of a prompt. A model that takes text learns that the words which it was given say nothing
+(`vdu.asking`); given none, it is first asked what prompts would bring the forget images (`vdu.inversion`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Settings(MethodSettings):
     learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
-    inversion_steps: int = Field(75, ge=0, description="steps in which words are found where none are given")
+    inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
