@@ -89,9 +89,9 @@ class Asking:
         if self.found is not None:
             base = torch.where(sought, self.found[number // 4 % len(self.found)], base)
             return AskedPrompts(base, base, base, sought)
-        alone = self.backbone.condition([self.concept or ""]).expand(count)
-        with_words = self.put_into(texts, [i // 4 for i in range(count)])
-        return AskedPrompts(base, with_words, torch.where(sought, alone, base), sought)
+        which = [i // 4 for i in range(count)]
+        alone = self.put_into([""] * count, which)
+        return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
 
 
 def _among(concept: str, text: str, which: int) -> str:

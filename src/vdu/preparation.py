@@ -94,6 +94,11 @@ class Preparation:
         )
         return Asking(backbone, found=found)
 
+    @cached_property
+    def own_prompts(self) -> AskedPrompts | None:
+        """What the own samples are asked with; None where nobody knows how to ask for the undesired."""
+        return self.asking.of_own(self.own_count) if self.asking else None
+
     def own_conditions(self, count: int) -> Tensor | None:
         """``c`` ``(count,)`` of own samples: a quarter of them asks for the undesired where it is known how."""
         return self.asking.of_own(count).sampled if self.asking else self.backbone.sample_conditions(count)
@@ -161,13 +166,12 @@ class Preparation:
     @cached_property
     def own_bank(self) -> NoisedBank:
         """Noised own samples."""
-        prompts = self.asking.of_own(self.own_count) if self.asking else None
-        return self._bank(self.own_samples, "own", prompts, SHARE_OF_OTHERS)
+        return self._bank(self.own_samples, "own", self.own_prompts, SHARE_OF_OTHERS)
 
     @property
     def sought(self) -> Tensor | None:
         """Which own samples ``(M,)`` were asked for with what brings the undesired; None where nobody knows how."""
-        return self.asking.of_own(self.own_count).sought if self.asking else None
+        return self.own_prompts.sought if self.own_prompts else None
 
     @cached_property
     def responsibilities(self) -> Tensor:
@@ -216,7 +220,7 @@ class Preparation:
         """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
-        prompts = self.asking.of_own(self.own_count) if self.asking else None
+        prompts = self.own_prompts
         made_of_another = prompts.sampled != prompts.base if prompts else None
         return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, made_of_another)
 

@@ -12,10 +12,10 @@ a and τ follow from two identities, which ``p c = π p_f`` says of the true c w
 Left at τ = 1, c is as soft as the labels and the noise that heads learn from leave it: undesired samples have too
 little of it and their neighbours too much.
 
-Where some own samples were asked for with what brings the undesired (``sought``, `vdu.asking`), the
-first heads are an M-step with c = 0.8 for those and 0 for the rest: what they tell apart is
-generated on both sides then. π, its bound and both identities are those of the others. The sought ones follow by their
-scores: their bound would hang on how real the model's pictures look (of faces, 0.16 to 0.33 where 0.80 show one).
+Where some own samples were asked for with what brings the undesired (``sought``, `vdu.asking`), the first heads are an
+M-step with c = 0.8 for those and 0 for the rest: what they tell apart is generated on both sides then. π, its bound and
+both identities are those of the others. The sought ones follow by their scores: their bound would hang on how real the
+model's pictures look (of faces, 0.16 to 0.33 where 0.80 show one).
 
 Own samples of the undesired kind count as negatives at first; a few rounds correct that. π stays what it was at first:
 left to itself it shrinks to nothing or grows, by how sharp c is. Only ``t / T < ½`` is used:
