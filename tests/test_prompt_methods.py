@@ -14,10 +14,10 @@ from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
 from vdu import VduError, unlearn
 from vdu.another_prompt import AnotherPrompt
 from vdu.backbone import load_backbone
+from vdu.closed_form import closed_form_factor, own_places
 from vdu.methods import METHODS, make_settings
 from vdu.methods.esd_prompt import NegativeGuidance
 from vdu.methods.salun import _relabelling
-from vdu.methods.uce import closed_form_factor, own_places
 from vdu.noising import Clean
 from vdu.parameters import chosen_names, trained_copy
 from vdu.preparation import Preparation
@@ -171,8 +171,8 @@ def test_an_anchor_can_be_chosen(preparation):
         trained_copy(backbone, METHODS["uce"].settings().parameters, 8, 0),
     )
     concept, anchor = backbone.states_of(["noto style", "a pear"])
-    torch.testing.assert_close(edit.concepts, concept[1:])
-    torch.testing.assert_close(concept[1:] @ edit.factor.T.float(), anchor[1:], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(edit.form.concepts, concept[1:])
+    torch.testing.assert_close(concept[1:] @ edit.form.factor.T.float(), anchor[1:], rtol=0.05, atol=0.05)
     chosen = make_settings(METHODS["concept-ablation"], {"anchor": "a pear", "anchor_images": 3})
     images = METHODS["concept-ablation"].build(chosen, preparation, None).plasticity.images
     assert images.c.tolist() == backbone.condition(["a pear"] * 3).tolist()

@@ -12,7 +12,9 @@ most of what was sought with the words alone (a quarter of the own samples, whic
 network meets what it makes of c_0.
 
 Found prompts (`vdu.inversion`) say of an image also what should remain of it. They are learned as they are, c_0 = c:
-put among other words, those of a style took away what the others asked for.
+put among other words, those of a style took away what the others asked for. But what is made of neutral prompts can
+tell what the undesired is called (`vdu.telling_words`). From there on neutral prompts go as above, and those that say
+it have themselves without it as c_0.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.prompts import naming
 
 __all__ = ["AskedPrompts", "Asking"]
 
@@ -73,6 +76,23 @@ class Asking:
             return AskedPrompts(empty, self.put_into([""] * count, range(count)), empty, empty.bool())
         own = torch.cat([self.found, empty])[:count]
         return AskedPrompts(own, own, own, empty.bool())
+
+    def told(self, prompts: AskedPrompts, concept: str) -> AskedPrompts:
+        """``prompts`` of own samples from when it was not known yet that ``concept`` asks for the undesired.
+
+        Found ones stay as they are. Those that say it count as sought with it.
+        """
+        name, texts = naming(concept), self.backbone.texts_of(prompts.base)
+        says = torch.tensor([text is not None and bool(name.search(text)) for text in texts])
+        written = torch.tensor([text is not None for text in texts])
+        without = [" ".join(name.sub(" ", text or "").split()) for text in texts]
+        with_concept = Asking(self.backbone, concept=concept).put_into(without, range(len(texts)))
+        return AskedPrompts(
+            torch.where(says, self.backbone.condition(without), prompts.base),
+            torch.where(written & ~says, with_concept, prompts.with_words),
+            prompts.sampled,
+            prompts.sought | says,
+        )
 
     def of_own(self, count: int) -> AskedPrompts:
         """Of own samples, by fours: a neutral prompt, what asks for the undesired, a neutral prompt, the empty one.

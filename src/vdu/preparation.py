@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vdu.asking import SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.backbone import Backbone
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.closed_form import ClosedForm
 from vdu.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.errors import VduError
 from vdu.forget_score import fit_forget_score
@@ -27,6 +28,7 @@ from vdu.responsibility import EARLY, responsibilities
 from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
 from vdu.seeding import generator
+from vdu.telling_words import telling_words
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -99,6 +101,26 @@ class Preparation:
         """What the own samples are asked with; None where nobody knows how to ask for the undesired."""
         return self.asking.of_own(self.own_count) if self.asking else None
 
+    @cached_property
+    def told_concept(self) -> str | None:
+        """What asks for the undesired, in words: as given, or told by what is made of neutral prompts.
+
+        None where prompts are many, where none is sought, or where no words tell.
+        """
+        asking = self.asking
+        if asking is None or asking.concept:
+            return asking.concept if asking else None
+        texts = asking.backbone.texts_of(asking.of_own(self.own_count).sampled)
+        written = [i for i, text in enumerate(texts) if text]
+        return telling_words([texts[i] or "" for i in written], self.responsibilities[written])
+
+    @cached_property
+    def taught_prompts(self) -> AskedPrompts | None:
+        """``own_prompts`` as they are trained with: with the concept's words among theirs, where those are known."""
+        if not self.asking or not self.own_prompts or self.asking.concept or not self.told_concept:
+            return self.own_prompts
+        return self.asking.told(self.own_prompts, self.told_concept)
+
     def own_conditions(self, count: int) -> Tensor | None:
         """``c`` ``(count,)`` of own samples: a quarter of them asks for the undesired where it is known how."""
         return self.asking.of_own(count).sampled if self.asking else self.backbone.sample_conditions(count)
@@ -137,6 +159,15 @@ class Preparation:
         """Neutral prompts that do not name a concept."""
         return self.backbone.prompts.kept if self.backbone.prompts else ("",)
 
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """What gives the concept's words the keys and values of the empty prompt; None where no words are known."""
+        if not self.asking or not self.told_concept:
+            return None
+        backbone = self.asking.backbone
+        kept = replace(backbone.prompts, forget=(self.told_concept,)).kept if backbone.prompts else ("",)
+        return ClosedForm.of_words(backbone, [self.told_concept], kept)
+
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
         """``c`` ``(N,)`` of ``texts``. Raises `VduError` where the model takes no text."""
         numbers = self.backbone.condition(texts)
@@ -166,7 +197,7 @@ class Preparation:
     @cached_property
     def own_bank(self) -> NoisedBank:
         """Noised own samples."""
-        return self._bank(self.own_samples, "own", self.own_prompts, SHARE_OF_OTHERS)
+        return self._bank(self.own_samples, "own", self.taught_prompts, SHARE_OF_OTHERS)
 
     @property
     def sought(self) -> Tensor | None:
@@ -191,6 +222,11 @@ class Preparation:
     def _known_share(self) -> float | None:
         """π where it need not be estimated: as given; that of a single image, which cannot be held out, is assumed."""
         return SHARE_OF_ONE if self.given_share is None and len(self.forget) == 1 else self.given_share
+
+    @property
+    def found_words(self) -> str | None:
+        """What was found that the undesired is called; None where it was given or the method has not asked for it."""
+        return self.__dict__.get("told_concept") if self.asking and not self.asking.concept else None
 
     @property
     def share_source(self) -> str | None:
@@ -220,7 +256,7 @@ class Preparation:
         """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
-        prompts = self.own_prompts
+        prompts = self.taught_prompts
         made_of_another = prompts.sampled != prompts.base if prompts else None
         return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, made_of_another)
 

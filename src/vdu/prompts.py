@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vdu.errors import VduError
 
-__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "quoted_prompts", "read_prompts"]
+__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "naming", "quoted_prompts", "read_prompts"]
 
 DEFAULT_GUIDANCE_SCALE = 7.5
 QUOTED = 5
@@ -44,7 +44,7 @@ class Prompts:
     @property
     def kept(self) -> tuple[str, ...]:
         """Neutral prompts that name none of those to forget, in whole words; the empty one where none is left."""
-        names = [re.compile(rf"(?<!\w){re.escape(name.strip())}(?!\w)", re.IGNORECASE) for name in self.concepts]
+        names = [naming(concept) for concept in self.concepts]
         return tuple(p for p in self.neutral if not any(name.search(p) for name in names)) or ("",)
 
     def of_sample(self, number: int) -> str:
@@ -53,6 +53,11 @@ class Prompts:
             return self.neutral[number % len(self.neutral)]
         turn = self.forget if number % 2 else self.neutral
         return turn[number // 2 % len(turn)]
+
+
+def naming(concept: str) -> re.Pattern[str]:
+    """Finds ``concept`` in a prompt, in whole words."""
+    return re.compile(rf"(?<!\w){re.escape(concept.strip())}(?!\w)", re.IGNORECASE)
 
 
 def quoted_prompts(prompts: Sequence[str]) -> str:

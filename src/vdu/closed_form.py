@@ -1,0 +1,79 @@
+"""Words are given an anchor prompt's keys and values, in closed form, without training.
+
+    min_W λ ‖W − W_*‖² + Σ_{c ∈ concepts} s_e ‖W c − W_* c'‖² + Σ_{c ∈ kept} s_p / P ‖W c − W_* c‖²
+    W = W_* (λ I + Σ_e s_e c' cᵀ + Σ_p s_p / P c cᵀ) (λ I + Σ_e s_e c cᵀ + Σ_p s_p / P c cᵀ)⁻¹
+
+for every cross-attention key and value projection W. Gandikota et al., arXiv 2308.14761. ``c`` are the token states of
+a prompt, ``c'`` those of the anchor at the same places; kept are the P neutral prompts that do not name a concept, all
+together as heavy as one, lest a long list of them undo the erasing. Text is read forwards, so what a concept begins
+with in common with a kept prompt (the start mark, an article) has the same states in both and is not edited. W_* stands
+before a factor that is the same for all layers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+
+__all__ = ["KEYS_AND_VALUES", "ClosedForm", "closed_form_factor", "own_places"]
+
+KEYS_AND_VALUES = "*.attn2.to_[kv].weight"
+HOLD, ERASE, KEEP = 0.5, 1.0, 1.0
+
+
+def closed_form_factor(
+    concepts: Tensor, anchors: Tensor, kept: Tensor, *, hold: float, erase: float, keep: float
+) -> Tensor:
+    """F ``(D, D)`` of W = W_* F in double precision, from token states, one a row ``(N, D)``."""
+    c, anchor, p = (x.cpu().double() for x in (concepts, anchors, kept))
+    common = hold * torch.eye(c.shape[1], dtype=c.dtype) + keep * p.T @ p
+    left, right = common + erase * anchor.T @ c, common + erase * c.T @ c
+    return torch.linalg.solve(right, left, left=False)
+
+
+def own_places(backbone: StableDiffusionBackbone, concepts: Sequence[str], others: Sequence[str]) -> Tensor:
+    """Where ``concepts`` read otherwise than each of ``others`` up to there: ``(N, L)``, boolean."""
+    c, other = backbone.tokens(concepts), backbone.tokens(others)
+    return ~(c[:, None] == other).cumprod(-1).bool().any(1)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The ``factor`` ``(D, D)``, and the states ``(n, D)`` of ``concepts`` and of their ``anchors``."""
+
+    factor: Tensor
+    concepts: Tensor
+    anchors: Tensor
+
+    @classmethod
+    def of_words(
+        cls,
+        backbone: StableDiffusionBackbone,
+        concepts: Sequence[str],
+        kept: Sequence[str],
+        anchor: str = "",
+        *,
+        hold: float = HOLD,
+        erase: float = ERASE,
+        keep: float = KEEP,
+    ) -> ClosedForm:
+        """``concepts`` are to mean what ``anchor`` means, and the prompts ``kept`` what they mean now."""
+        own = own_places(backbone, concepts, [*kept, anchor])
+        words, anchors = (backbone.states_of(texts)[own] for texts in (concepts, [anchor] * len(concepts)))
+        states = backbone.states_of(kept).flatten(0, 1)
+        factor = closed_form_factor(words, anchors, states, hold=hold, erase=erase, keep=keep / len(kept))
+        return cls(factor, words, anchors)
+
+    @torch.no_grad()
+    def set_weights(self, network: nn.Module, original: nn.Module) -> None:
+        """Give ``network`` the matrices W of those keys and values in it that are trained."""
+        of_original = dict(original.named_parameters())
+        for name, p in network.named_parameters():
+            if p.requires_grad and fnmatch.fnmatch(name, KEYS_AND_VALUES):
+                p.copy_(of_original[name].cpu().double() @ self.factor)
