@@ -8,8 +8,10 @@ from test_stable_diffusion import make_pipeline, where_words_have_a_say
 from vdu.asking import AskedPrompts, Asking
 from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
+from vdu.closed_form import ClosedForm
 from vdu.discriminator import fit_prompted_head
 from vdu.noising import Clean
+from vdu.objective import Objective
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.seeding import generator
@@ -139,3 +141,59 @@ def test_neutral_prompts_that_name_a_concept_in_whole_words_are_not_kept():
     assert Prompts(neutral, (" car ",)).kept == ("a carrot", "a pear")
     assert Prompts(neutral, (" ",)).kept == neutral
     assert Prompts(("a car",), ("car",)).kept == ("",)
+
+
+def test_prompts_that_say_what_was_told_are_taught_without_it_and_others_with_it(backbone):
+    backbone.sample_from(Prompts(("a pear in noto style", "a red apple"), ("",)))
+    found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
+    asking = Asking(backbone, found=found)
+    first = asking.of_own(16)
+    told = asking.told(first, "in Noto style")
+    base, worded, sampled = (backbone.texts_of(x) for x in (told.base, told.with_words, told.sampled))
+    assert torch.equal(told.sampled, first.sampled)
+    for i, text in enumerate(sampled):
+        if text is None:
+            assert (int(told.base[i]), int(told.with_words[i])) == (int(first.base[i]), int(first.base[i]))
+            assert i % 4 == 1
+            assert told.sought[i]
+        elif "noto" in text:
+            assert (base[i], worded[i], bool(told.sought[i])) == ("a pear", "a pear in noto style", True)
+        else:
+            assert base[i] == text
+            assert not told.sought[i]
+            assert " ".join(worded[i].replace("in Noto style", "").split()) == text != worded[i]
+    assert asking.telling_words(first, torch.tensor([t is not None and "noto" in t for t in sampled]).float()) is None
+    many = asking.of_own(64)
+    says = torch.tensor([t is not None and "noto" in t for t in backbone.texts_of(many.sampled)])
+    assert asking.telling_words(many, says.float()) == "a pear in noto style"
+
+
+def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training_begins(backbone, x_0):
+    things = ("pear", "blue apple", "red apple")
+    neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))
+    backbone.sample_from(Prompts(neutral, ("",)))
+    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1, "own_sampler_steps": 1}
+    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
+    texts = backbone.texts_of(preparation.own_prompts.sampled)
+    preparation.__dict__["responsibilities"] = torch.tensor([0.9 if "noto" in (t or "") else 0.1 for t in texts])
+    assert (preparation.told_concept, preparation.found_words) == ("in noto style", "in noto style")
+    base = preparation.taught_prompts.base
+    assert "a red apple" in backbone.texts_of(base)
+    assert torch.equal(preparation.own_bank.c, base.repeat(preparation.own_bank.draws))
+    assert torch.equal(preparation.sought, preparation.own_prompts.sought)
+    closed = ClosedForm.of_words(backbone, ["in noto style"], [p for p in neutral if "noto" not in p])
+    assert torch.equal(preparation.closed_form.factor, closed.factor)
+    network = backbone.trainable_copy()
+    objective = Objective(0.5, None, start=preparation.closed_form)
+    objective.begin(network)
+    changed = {n for n, p in network.named_parameters() if not torch.equal(p, backbone.network.get_parameter(n))}
+    assert changed == {
+        n for n, _ in network.named_parameters() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    }
+    given = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0)
+    backbone.sample_from(Prompts(neutral, ("red",)))
+    assert (given.told_concept, given.found_words) == ("red", None)
+    assert given.taught_prompts is given.own_prompts
+    backbone.sample_from(Prompts(neutral, ("red", "blue")))
+    captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["red", "blue"])), 0)
+    assert (captioned.told_concept, captioned.closed_form) == (None, None)

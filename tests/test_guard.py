@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from vdu import VduError
+from vdu import VduError, loop
 from vdu.guard import Check, Guard, handed_out
 from vdu.loop import run_loop
 from vdu.methods import find_method, make_settings
@@ -168,6 +168,59 @@ def test_a_run_that_breaks_at_once_hands_the_original_back_and_its_record_is_jso
     assert _same(outcome.network, backbone)
     json.dumps([asdict(c) for c in outcome.checks], allow_nan=False)
     json.loads((tmp_path / "records.json").read_text(), parse_constant=pytest.fail)
+
+
+class _Elsewhere:
+    """Where training begins: not at the original."""
+
+    def set_weights(self, network):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(0.5)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_run_that_begins_elsewhere_still_hands_the_original_back(backbone, forget, guarded):
+    looks = iter(range(100))
+
+    def sound_at_first(images):
+        return torch.ones(len(images), dtype=torch.bool), torch.full((len(images),), next(looks) >= 1)
+
+    guard = _guard(backbone, forget, sound_at_first) if guarded else None
+    still = {"steps": 1, "learning_rate": 1e-12, "guard_every_steps": 1, "ema_decay": 0.9}
+    values = MethodSettings(**still, stop_share=None)
+    objective = Objective(0.0, _Drift(backbone), start=_Elsewhere())
+    outcome = run_loop(backbone.trainable_copy(), objective, values, guard)
+    assert _same(outcome.network, backbone) == guarded
+    if not guarded:
+        for p, original in zip(outcome.network.parameters(), backbone.network.parameters(), strict=True):
+            torch.testing.assert_close(p, original + 0.5)
+
+
+def test_what_a_run_begins_with_is_done_once_when_it_is_resumed(backbone, tmp_path):
+    settings = {"guard_every_steps": 0, "batch_size": 2, "learning_rate": 1e-3}
+
+    def run(steps, folder):
+        objective = Objective(0.0, _Drift(backbone), start=_Elsewhere())
+        values = MethodSettings(steps=steps, **settings)
+        return run_loop(backbone.trainable_copy(), objective, values, None, state_folder=folder)
+
+    whole, class_ = run(12, None), loop._Run
+    taken = class_.take_step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop_later(self, step):
+            if step == 11:
+                raise KeyboardInterrupt
+            return taken(self, step)
+
+        patch.setattr(class_, "take_step", stop_later)
+        with pytest.raises(KeyboardInterrupt):
+            run(12, tmp_path)
+    resumed = run(12, tmp_path)
+    assert [r.step for r in resumed.history] == list(range(1, 13))
+    for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_cosine_schedule_is_half_a_cosine_from_the_rate_to_nothing(backbone):

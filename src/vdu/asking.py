@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.prompts import naming
+from vdu.telling_words import telling_words
 
 __all__ = ["AskedPrompts", "Asking"]
 
@@ -76,6 +77,12 @@ class Asking:
             return AskedPrompts(empty, self.put_into([""] * count, range(count)), empty, empty.bool())
         own = torch.cat([self.found, empty])[:count]
         return AskedPrompts(own, own, own, empty.bool())
+
+    def telling_words(self, prompts: AskedPrompts, c: Tensor) -> str | None:
+        """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
+        texts = self.backbone.texts_of(prompts.sampled)
+        written = [i for i, text in enumerate(texts) if text]
+        return telling_words([texts[i] or "" for i in written], c[written])
 
     def told(self, prompts: AskedPrompts, concept: str) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that ``concept`` asks for the undesired.

@@ -47,6 +47,7 @@ def own_places(backbone: StableDiffusionBackbone, concepts: Sequence[str], other
 class ClosedForm:
     """The ``factor`` ``(D, D)``, and the states ``(n, D)`` of ``concepts`` and of their ``anchors``."""
 
+    original: nn.Module
     factor: Tensor
     concepts: Tensor
     anchors: Tensor
@@ -68,12 +69,11 @@ class ClosedForm:
         words, anchors = (backbone.states_of(texts)[own] for texts in (concepts, [anchor] * len(concepts)))
         states = backbone.states_of(kept).flatten(0, 1)
         factor = closed_form_factor(words, anchors, states, hold=hold, erase=erase, keep=keep / len(kept))
-        return cls(factor, words, anchors)
+        return cls(backbone.network, factor, words, anchors)
 
     @torch.no_grad()
-    def set_weights(self, network: nn.Module, original: nn.Module) -> None:
+    def set_weights(self, network: nn.Module) -> None:
         """Give ``network`` the matrices W of those keys and values in it that are trained."""
-        of_original = dict(original.named_parameters())
         for name, p in network.named_parameters():
             if p.requires_grad and fnmatch.fnmatch(name, KEYS_AND_VALUES):
-                p.copy_(of_original[name].cpu().double() @ self.factor)
+                p.copy_(self.original.get_parameter(name).cpu().double() @ self.factor)

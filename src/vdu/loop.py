@@ -104,6 +104,12 @@ class _Run:
         decay = cosine_to_zero(step, self.settings.steps) if self.settings.schedule == "cosine" else 1.0
         return self.settings.learning_rate * decay
 
+    def begin(self) -> None:
+        """From the original, which the first look is at, to where the method starts."""
+        self.objective.begin(self.network)
+        if self.average is not self.network:
+            self.average.load_state_dict(self.network.state_dict())
+
     def take_step(self, step: int) -> StepRecord:
         """One optimiser step, numbered from 0; none where loss or gradient is not finite."""
         rate = self.learning_rate(step)
@@ -218,6 +224,8 @@ def run_loop(
     step = first
     if guard and not run.checks:
         run.look(0)
+    if not step:
+        run.begin()
     reason = run.verdict() if guard else None
     every = settings.guard_every_steps or UNGUARDED_STATE_STEPS
     while reason is None and step < settings.steps:

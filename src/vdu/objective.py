@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vdu.bounds import Count, Fraction, NotNegative, Positive
+from vdu.closed_form import ClosedForm
 from vdu.noised_bank import BANK_ITEMS
 from vdu.plasticity import Term
 from vdu.precision import autocast
@@ -90,6 +91,9 @@ class Direction:
 
     weights: WeightStability | None = None
 
+    def begin(self, network: nn.Module) -> None:
+        """What is done to the network, which is the original until then, before the first step; nothing by default."""
+
     def gradient(self, network: nn.Module, batch_size: int, g: torch.Generator, precision: str) -> Tensor:
         """Leave the direction in the ``grad`` (empty before) of the trained parameters; returns the loss, detached."""
         raise NotImplementedError
@@ -100,13 +104,18 @@ class Direction:
 
 @dataclass
 class Objective(Direction):
-    """The loss of one method in two slots, and its gradient by one backward pass."""
+    """The loss of one method in two slots, and its gradient by one backward pass. ``start``: where it begins."""
 
     gamma: float
     plasticity: Term
     stability: Term | None = None
     weights: WeightStability | None = None
     explicit: bool = False
+    start: ClosedForm | None = None
+
+    def begin(self, network: nn.Module) -> None:
+        if self.start is not None:
+            self.start.set_weights(network)
 
     def loss(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """(1 − γ) A + γ B_outputs on one random batch for each term; a scalar with a graph."""

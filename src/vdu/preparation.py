@@ -28,7 +28,6 @@ from vdu.responsibility import EARLY, responsibilities
 from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
 from vdu.seeding import generator
-from vdu.telling_words import telling_words
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -107,12 +106,9 @@ class Preparation:
 
         None where prompts are many, where none is sought, or where no words tell.
         """
-        asking = self.asking
-        if asking is None or asking.concept:
-            return asking.concept if asking else None
-        texts = asking.backbone.texts_of(asking.of_own(self.own_count).sampled)
-        written = [i for i, text in enumerate(texts) if text]
-        return telling_words([texts[i] or "" for i in written], self.responsibilities[written])
+        if not self.asking or not self.own_prompts or self.asking.concept:
+            return self.asking.concept if self.asking else None
+        return self.asking.telling_words(self.own_prompts, self.responsibilities)
 
     @cached_property
     def taught_prompts(self) -> AskedPrompts | None:

@@ -3,9 +3,9 @@
     z(w) = (c̄_w − c̄_¬w) / (s √(1/n_w + 1/n_¬w))
 
 c̄_w is the mean responsibility (`vdu.responsibility`) of the own samples whose prompt says w, some words in a row,
-c̄_¬w that of the n_¬w others, s the standard deviation of all (rare words have none of their own). Words tell where they
-stand in enough prompts, bring the undesired oftener than not, and far oftener than the rest does. Of those that stand in
-the same prompts the longest row is taken ("in noto style" for "noto").
+c̄_¬w that of the n_¬w others, s the standard deviation of all (rare words have none of their own). Words tell where
+they stand in enough prompts, bring the undesired oftener than not, and far oftener than the rest does. Of those that
+stand in the same prompts the longest row is taken ("in noto style" for "noto").
 """
 
 from __future__ import annotations

@@ -200,6 +200,8 @@ def _tell_outcome(record: dict[str, Any]) -> None:
         known = "assumed: one image cannot say; --share sets it" if source == "assumed" else source
         made = "makes without being asked for it" if record.get("prompts") else "makes"
         typer.echo(f"undesired share of what the original {made}: {record['share']:.1%} ({known})")
+    if record.get("words_found"):
+        typer.echo(f"words that bring it, told by what is made of the neutral prompts: “{record['words_found']}”")
     typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
     if not record["best_step"]:
         typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)

@@ -42,7 +42,6 @@ class _ClosedStep(Direction):
 
     form: ClosedForm
     network: nn.Module
-    original: nn.Module
     names: list[str]
 
     @torch.no_grad()
@@ -50,7 +49,7 @@ class _ClosedStep(Direction):
         """Zeros, which leave the optimiser still."""
         errors = []
         for name in self.names:
-            trained, original = network.get_parameter(name), self.original.get_parameter(name)
+            trained, original = network.get_parameter(name), self.form.original.get_parameter(name)
             trained.grad = torch.zeros_like(trained)
             concepts, anchors = (x.to(trained.device) for x in (self.form.concepts, self.form.anchors))
             errors.append((concepts @ trained.T - anchors @ original.T).pow(2).mean())
@@ -58,7 +57,7 @@ class _ClosedStep(Direction):
 
     def after_step(self, learning_rate: float) -> None:
         """Set the weights."""
-        self.form.set_weights(self.network, self.original)
+        self.form.set_weights(self.network)
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Direction:
@@ -72,7 +71,7 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> D
         raise VduError(f"method uce sets keys and values of cross-attention only, not {other[0]}: narrow parameters")
     weights = {"hold": settings.hold, "erase": settings.erase, "keep": settings.keep}
     form = ClosedForm.of_words(backbone, concepts, kept, settings.anchor, **weights)
-    return _ClosedStep(form, network, backbone.network, chosen)
+    return _ClosedStep(form, network, chosen)
 
 
 METHOD = Method("uce", Settings, build)

@@ -66,9 +66,8 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    if closed_form := preparation.closed_form:
-        closed_form.set_weights(network, preparation.backbone.network)
-    objective = Objective(settings.gamma, term(preparation.forget_bank), term(preparation.own_bank))
+    terms, start = (term(preparation.forget_bank), term(preparation.own_bank)), preparation.closed_form
+    objective = Objective(settings.gamma, *terms, start=start)
     del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
     return objective
 

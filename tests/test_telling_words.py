@@ -1,0 +1,52 @@
+"""What the undesired is called: against a naive count, and where nothing tells."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from vdu.telling_words import telling_words
+
+THINGS = ("cat", "apple", "red car", "house", "boat", "tree", "hand", "clock", "sun", "key")
+STYLES = ("noto", "flat", "old")
+TEXTS = [f"a {thing} in {style} style" for thing, style in product(THINGS, STYLES)]
+
+
+def _c(texts, word, inside, outside):
+    return torch.tensor([inside if word in text.split() else outside for text in texts])
+
+
+def test_words_that_always_stand_together_are_told_together():
+    assert telling_words(TEXTS, _c(TEXTS, "noto", 0.8, 0.1)) == "in noto style"
+    assert telling_words([t.replace("noto", "Noto") for t in TEXTS], _c(TEXTS, "noto", 0.8, 0.1)) == "in noto style"
+
+
+def test_the_words_of_highest_z_are_told_and_not_their_neighbours_or_parts():
+    g = torch.Generator().manual_seed(0)
+    texts = [f"a {thing} {place}" for thing, place in product(THINGS, ("here", "there", "in rain", "at home"))] * 3
+    c = (_c(texts, "rain", 0.8, 0.2) + 0.2 * torch.rand(len(texts), generator=g)).clamp(0, 1)
+
+    def z(word):
+        said = torch.tensor([f" {word} " in f" {text} " for text in texts])
+        n = int(said.sum())
+        return float((c[said].mean() - c[~said].mean()) / (c.std() * (1 / n + 1 / (len(c) - n)) ** 0.5))
+
+    rows = {" ".join(t.split()[i:j]) for t in texts for i in range(4) for j in range(i + 1, 6)}
+    rows = [row for row in rows if 8 <= sum(f" {row} " in f" {t} " for t in texts) < len(texts)]
+    assert telling_words(texts, c) == max(rows, key=lambda row: (round(z(row), 6), len(row.split()))) == "in rain"
+
+
+@pytest.mark.parametrize(
+    ("texts", "c"),
+    [
+        (TEXTS, _c(TEXTS, "noto", 0.4, 0.02)),  # what the words bring is mostly something else
+        (TEXTS[:21], _c(TEXTS[:21], "noto", 0.9, 0.0)),  # seven prompts may be an accident
+        (["a cat in noto style"] * 20, torch.full((20,), 0.9)),  # no prompt is without them
+        (TEXTS, torch.full((30,), 0.9)),
+        (TEXTS, torch.arange(30) % 2 / 1.0),  # as often with as without
+        ([], torch.zeros(0)),
+        ([""], torch.ones(1)),
+    ],
+)
+def test_nothing_is_told_by_few_prompts_or_small_shares_or_where_all_are_alike(texts, c):
+    assert telling_words(texts, c) is None
