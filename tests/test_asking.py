@@ -10,11 +10,12 @@ from vdu.backbone import load_backbone
 from vdu.bayes_target import BayesTarget
 from vdu.closed_form import ClosedForm
 from vdu.discriminator import fit_prompted_head
+from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
-from vdu.objective import Objective
 from vdu.preparation import Preparation
-from vdu.prompts import Prompts
+from vdu.prompts import Prompts, without
 from vdu.seeding import generator
+from vdu.unlearning import unlearn
 
 NEUTRAL = ("a pear", "a blue apple", "a red apple")
 
@@ -162,14 +163,22 @@ def test_prompts_that_say_what_was_told_are_taught_without_it_and_others_with_it
             assert base[i] == text
             assert not told.sought[i]
             assert " ".join(worded[i].replace("in Noto style", "").split()) == text != worded[i]
-    assert asking.telling_words(first, torch.tensor([t is not None and "noto" in t for t in sampled]).float()) is None
-    many = asking.of_own(64)
-    says = torch.tensor([t is not None and "noto" in t for t in backbone.texts_of(many.sampled)])
-    assert asking.telling_words(many, says.float()) == "a pear in noto style"
+    assert {words.index("in") for words in (w.split() for w in worded if w) if "red" in words} == {0, 1, 2, 3}
+
+
+def test_what_is_made_of_neutral_prompts_tells_the_words(backbone):
+    things = ("pear", "blue apple", "red apple", "apple", "red", "blue", "red pear", "blue pear")
+    neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))
+    backbone.sample_from(Prompts(neutral, ("",)))
+    asking = Asking(backbone, found=backbone.add_prompts(tuple(x[:2] for x in backbone._encodings)))
+    prompts = asking.of_own(64)
+    says = torch.tensor([t is None or "noto" in t for t in backbone.texts_of(prompts.sampled)])
+    assert asking.telling_words(prompts, says.float()) == "in noto style"
+    assert asking.telling_words(prompts, says.float() * 0.4) is None
 
 
 def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training_begins(backbone, x_0):
-    things = ("pear", "blue apple", "red apple")
+    things = ("pear", "blue apple", "red apple", "apple", "red", "blue", "red pear", "blue pear")
     neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))
     backbone.sample_from(Prompts(neutral, ("",)))
     few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1, "own_sampler_steps": 1}
@@ -183,9 +192,8 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     assert torch.equal(preparation.sought, preparation.own_prompts.sought)
     closed = ClosedForm.of_words(backbone, ["in noto style"], [p for p in neutral if "noto" not in p])
     assert torch.equal(preparation.closed_form.factor, closed.factor)
-    network = backbone.trainable_copy()
-    objective = Objective(0.5, None, start=preparation.closed_form)
-    objective.begin(network)
+    network, settings = backbone.trainable_copy(), make_settings(find_method("vdu"), {"inversion_steps": 1})
+    find_method("vdu").build(settings.for_text(), preparation, network).begin(network)
     changed = {n for n, p in network.named_parameters() if not torch.equal(p, backbone.network.get_parameter(n))}
     assert changed == {
         n for n, _ in network.named_parameters() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
@@ -197,3 +205,31 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     backbone.sample_from(Prompts(neutral, ("red", "blue")))
     captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["red", "blue"])), 0)
     assert (captioned.told_concept, captioned.closed_form) == (None, None)
+    backbone.sample_from(Prompts(("", "a red"), ("red",)))
+    assert given.closed_form is None  # no prompt would hold what other words mean
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("vdu.asking.telling_words", lambda texts, c: "red")
+    prompts, forget = Prompts(NEUTRAL), torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1
+    few = {"steps": 1, "guard_every_steps": 0, "batch_size": 2, "own_samples": 8, "score_steps": 1}
+    for steps, words in ((1, "red"), (0, None)):
+        settings = few | {"inversion_steps": steps}
+        result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
+        assert result.record["words_found"] == words
+        assert ("“red”" in result.report(tmp_path / f"{steps}.html").read_text()) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("concept", "text", "rest"),
+    [
+        ("in noto style", "a cat In  Noto style", "a cat"),
+        ("style", "a noto-style cat", "a noto-style cat"),
+        ("a cat", "a cat's house and a cat", "a cat's house and"),
+        ("noto style", "noto style !", ""),
+        ("noto", "noto", ""),
+    ],
+)
+def test_words_are_taken_out_where_they_stand_for_themselves(concept, text, rest):
+    assert without(concept, text) == rest

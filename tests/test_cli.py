@@ -53,7 +53,7 @@ def _unlearn(monkeypatch, capsys, folder, *more):
 
 
 def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(capsys):
-    record = {"share": 0.05, "steps": 9, "seconds": 1.0, "stop_reason": "all steps taken", "best_step": 9}
+    record = {"share": 0.05, "steps": 9, "seconds": 1.0, "stop_reason": "all steps taken", "best_step": 9, "guard": [0]}
     _tell_outcome(record | {"share_source": "assumed"})
     said = capsys.readouterr()
     assert "5.0% (assumed" in said.out
@@ -66,6 +66,8 @@ def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(c
     said = capsys.readouterr()
     assert "share" not in said.out
     assert "NOTHING WAS FORGOTTEN" in said.err
+    _tell_outcome(record | {"share_source": None, "best_step": 0, "guard": []})
+    assert "where training begins" in capsys.readouterr().err
 
 
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):

@@ -21,6 +21,13 @@ def test_words_that_always_stand_together_are_told_together():
     assert telling_words([t.replace("noto", "Noto") for t in TEXTS], _c(TEXTS, "noto", 0.8, 0.1)) == "in noto style"
 
 
+def test_a_long_row_is_told_whole_and_without_the_marks_around_it():
+    c, named = _c(TEXTS, "noto", 0.8, 0.1), "a painting in the style of vincent van gogh"
+    assert telling_words([t.replace("in noto style", f", {named}.") for t in TEXTS], c) == named
+    mixed = [t.replace("noto style", "noto style," if i % 2 else "(noto  style)") for i, t in enumerate(TEXTS)]
+    assert telling_words(mixed, c) == "noto style"
+
+
 def test_the_words_of_highest_z_are_told_and_not_their_neighbours_or_parts():
     g = torch.Generator().manual_seed(0)
     texts = [f"a {thing} {place}" for thing, place in product(THINGS, ("here", "there", "in rain", "at home"))] * 3
@@ -41,6 +48,7 @@ def test_the_words_of_highest_z_are_told_and_not_their_neighbours_or_parts():
     [
         (TEXTS, _c(TEXTS, "noto", 0.4, 0.02)),  # what the words bring is mostly something else
         (TEXTS[:21], _c(TEXTS[:21], "noto", 0.9, 0.0)),  # seven prompts may be an accident
+        (TEXTS[:3] * 9, _c(TEXTS[:3] * 9, "noto", 0.9, 0.0)),  # one prompt, however often
         (["a cat in noto style"] * 20, torch.full((20,), 0.9)),  # no prompt is without them
         (TEXTS, torch.full((30,), 0.9)),
         (TEXTS, torch.arange(30) % 2 / 1.0),  # as often with as without

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
-from vdu.prompts import naming
+from vdu.prompts import without
 from vdu.telling_words import telling_words
 
 __all__ = ["AskedPrompts", "Asking"]
@@ -89,13 +89,13 @@ class Asking:
 
         Found ones stay as they are. Those that say it count as sought with it.
         """
-        name, texts = naming(concept), self.backbone.texts_of(prompts.base)
-        says = torch.tensor([text is not None and bool(name.search(text)) for text in texts])
+        texts = self.backbone.texts_of(prompts.base)
+        bare = [without(concept, text or "") for text in texts]
+        says = torch.tensor([(text or "").split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
         written = torch.tensor([text is not None for text in texts])
-        without = [" ".join(name.sub(" ", text or "").split()) for text in texts]
-        with_concept = Asking(self.backbone, concept=concept).put_into(without, range(len(texts)))
+        with_concept = Asking(self.backbone, concept=concept).put_into(bare, [i // 4 for i in range(len(texts))])
         return AskedPrompts(
-            torch.where(says, self.backbone.condition(without), prompts.base),
+            torch.where(says, self.backbone.condition(bare), prompts.base),
             torch.where(written & ~says, with_concept, prompts.with_words),
             prompts.sampled,
             prompts.sought | says,

@@ -157,12 +157,14 @@ class Preparation:
 
     @property
     def closed_form(self) -> ClosedForm | None:
-        """What gives the concept's words the keys and values of the empty prompt; None where no words are known."""
-        if not self.asking or not self.told_concept:
+        """What gives the concept's words the keys and values of the empty prompt.
+
+        None where no words are known, or no neutral prompt holds what other words mean.
+        """
+        if not self.asking or not self.told_concept or not self.backbone.prompts:
             return None
-        backbone = self.asking.backbone
-        kept = replace(backbone.prompts, forget=(self.told_concept,)).kept if backbone.prompts else ("",)
-        return ClosedForm.of_words(backbone, [self.told_concept], kept)
+        kept = [text for text in replace(self.backbone.prompts, forget=(self.told_concept,)).kept if text]
+        return ClosedForm.of_words(self.asking.backbone, [self.told_concept], kept) if kept else None
 
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
         """``c`` ``(N,)`` of ``texts``. Raises `VduError` where the model takes no text."""

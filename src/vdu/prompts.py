@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vdu.errors import VduError
 
-__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "naming", "quoted_prompts", "read_prompts"]
+__all__ = ["DEFAULT_GUIDANCE_SCALE", "Prompts", "quoted_prompts", "read_prompts", "without"]
 
 DEFAULT_GUIDANCE_SCALE = 7.5
 QUOTED = 5
@@ -44,7 +44,7 @@ class Prompts:
     @property
     def kept(self) -> tuple[str, ...]:
         """Neutral prompts that name none of those to forget, in whole words; the empty one where none is left."""
-        names = [naming(concept) for concept in self.concepts]
+        names = [_pattern(concept, r"\w") for concept in self.concepts]
         return tuple(p for p in self.neutral if not any(name.search(p) for name in names)) or ("",)
 
     def of_sample(self, number: int) -> str:
@@ -55,9 +55,18 @@ class Prompts:
         return turn[number // 2 % len(turn)]
 
 
-def naming(concept: str) -> re.Pattern[str]:
-    """Finds ``concept`` in a prompt, in whole words."""
-    return re.compile(rf"(?<!\w){re.escape(concept.strip())}(?!\w)", re.IGNORECASE)
+def _pattern(concept: str, beside: str) -> re.Pattern[str]:
+    words = r"\s+".join(map(re.escape, concept.split()))
+    return re.compile(rf"(?<!{beside}){words}(?!{beside})", re.IGNORECASE)
+
+
+def without(concept: str, text: str) -> str:
+    """``text`` without ``concept``, where that stands for itself; empty where nothing but marks is left.
+
+    Not "noto-style" without "style", nor "a cat's house" without "a cat".
+    """
+    rest = " ".join(_pattern(concept, r"[\w'’-]").sub(" ", text).split())
+    return rest if re.search(r"\w", rest) else ""
 
 
 def quoted_prompts(prompts: Sequence[str]) -> str:

@@ -203,8 +203,10 @@ def _tell_outcome(record: dict[str, Any]) -> None:
     if record.get("words_found"):
         typer.echo(f"words that bring it, told by what is made of the neutral prompts: “{record['words_found']}”")
     typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
-    if not record["best_step"]:
+    if not record["best_step"] and record["guard"]:
         typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)
+    elif not record["best_step"]:
+        typer.echo("NO STEP WAS TAKEN: what is written is where training begins", err=True)
 
 
 def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:
