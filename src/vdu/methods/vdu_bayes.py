@@ -4,8 +4,9 @@ Needs the forget images only. How often and where the model makes the undesired 
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
 and a hundred steps reach only a part of the target. Where a picture shows the undesired plainly that target is no way
 out, and the score of the own samples that should remain takes its place (`vdu.retained_samples`); not with text, since
-it knows nothing of a prompt. A model that takes text learns that the words which it was given say nothing
-(`vdu.asking`); given none, it is first asked what prompts would bring the forget images (`vdu.inversion`).
+it knows nothing of a prompt. A model that takes text begins where the words that it was given have the empty prompt's
+keys and values (`vdu.closed_form`) and learns that they say nothing (`vdu.asking`). Given none, it is first asked what
+prompts would bring the forget images (`vdu.inversion`), and what is made of neutral prompts may tell the words.
 """
 
 from __future__ import annotations
