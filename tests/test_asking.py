@@ -147,23 +147,23 @@ def test_neutral_prompts_that_name_a_concept_in_whole_words_are_not_kept():
 def test_prompts_that_say_what_was_told_are_taught_without_it_and_others_with_it(backbone):
     backbone.sample_from(Prompts(("a pear in noto style", "a red apple"), ("",)))
     found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
-    asking = Asking(backbone, found=found)
-    first = asking.of_own(16)
-    told = asking.told(first, "in Noto style")
+    first = Asking(backbone, found=found).of_own(32)
+    told = Asking(backbone, concept="in Noto style").told(first)
     base, worded, sampled = (backbone.texts_of(x) for x in (told.base, told.with_words, told.sampled))
     assert torch.equal(told.sampled, first.sampled)
     for i, text in enumerate(sampled):
-        if text is None:
-            assert (int(told.base[i]), int(told.with_words[i])) == (int(first.base[i]), int(first.base[i]))
+        if text is None:  # found prompts: as if sought with the words, beside what their neighbour is asked with
             assert i % 4 == 1
-            assert told.sought[i]
-        elif "noto" in text:
-            assert (base[i], worded[i], bool(told.sought[i])) == ("a pear", "a pear in noto style", True)
-        else:
-            assert base[i] == text
-            assert not told.sought[i]
-            assert " ".join(worded[i].replace("in Noto style", "").split()) == text != worded[i]
-    assert {words.index("in") for words in (w.split() for w in worded if w) if "red" in words} == {0, 1, 2, 3}
+            assert base[i] == ("" if i % 16 == 5 else base[i - 1])
+        assert bool(told.sought[i]) == (text is None or "noto" in text)
+        if text and "noto" in text:
+            assert (base[i], worded[i]) == ("a pear", "a pear in noto style")
+            continue
+        assert text in (base[i], None)
+        words = worded[i].replace("in Noto style", " ").split()
+        assert " ".join(words) == base[i]
+        assert "in Noto style" in worded[i]
+    assert {words.index("in") for words in (w.split() for w in worded if "red" in w)} == {0, 1, 2, 3}
 
 
 def test_what_is_made_of_neutral_prompts_tells_the_words(backbone):
@@ -190,6 +190,10 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     assert "a red apple" in backbone.texts_of(base)
     assert torch.equal(preparation.own_bank.c, base.repeat(preparation.own_bank.draws))
     assert torch.equal(preparation.sought, preparation.own_prompts.sought)
+    forget = preparation.taught_forget_bank
+    assert preparation.forget_bank.c.all()
+    assert not forget.c.any()
+    assert set(forget.asked.unique().tolist()) == {0, *backbone.condition(["in noto style"]).tolist()}
     closed = ClosedForm.of_words(backbone, ["in noto style"], [p for p in neutral if "noto" not in p])
     assert torch.equal(preparation.closed_form.factor, closed.factor)
     network, settings = backbone.trainable_copy(), make_settings(find_method("vdu"), {"inversion_steps": 1})
@@ -202,6 +206,7 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     backbone.sample_from(Prompts(neutral, ("red",)))
     assert (given.told_concept, given.found_words) == ("red", None)
     assert given.taught_prompts is given.own_prompts
+    assert given.taught_forget_bank is given.forget_bank
     backbone.sample_from(Prompts(neutral, ("red", "blue")))
     captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["red", "blue"])), 0)
     assert (captioned.told_concept, captioned.closed_form) == (None, None)

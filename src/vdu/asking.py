@@ -13,8 +13,8 @@ network meets what it makes of c_0.
 
 Found prompts (`vdu.inversion`) say of an image also what should remain of it. They are learned as they are, c_0 = c:
 put among other words, those of a style took away what the others asked for. But what is made of neutral prompts can
-tell what the undesired is called (`vdu.telling_words`). From there on neutral prompts go as above, and those that say
-it have themselves without it as c_0.
+tell what the undesired is called (`vdu.telling_words`). From there on all goes as above: prompts that say it have
+themselves without it as c_0, and what found prompts brought counts as sought with the words.
 """
 
 from __future__ import annotations
@@ -84,19 +84,20 @@ class Asking:
         written = [i for i, text in enumerate(texts) if text]
         return telling_words([texts[i] or "" for i in written], c[written])
 
-    def told(self, prompts: AskedPrompts, concept: str) -> AskedPrompts:
-        """``prompts`` of own samples from when it was not known yet that ``concept`` asks for the undesired.
+    def told(self, prompts: AskedPrompts) -> AskedPrompts:
+        """``prompts`` of own samples from when it was not known yet that the concept asks for the undesired.
 
-        Found ones stay as they are. Those that say it count as sought with it.
+        Those that say it were sought with it. What found prompts brought goes as if sought with the concept alone.
         """
         texts = self.backbone.texts_of(prompts.base)
-        bare = [without(concept, text or "") for text in texts]
-        says = torch.tensor([(text or "").split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
-        written = torch.tensor([text is not None for text in texts])
-        with_concept = Asking(self.backbone, concept=concept).put_into(bare, [i // 4 for i in range(len(texts))])
+        found = torch.tensor([text is None for text in texts])
+        texts = [_beside(texts, i) if text is None else text for i, text in enumerate(texts)]
+        bare = [without(self.concept or "", text or "") for text in texts]
+        says = ~found & torch.tensor([(text or "").split() != b.split() for text, b in zip(texts, bare, strict=True)])
+        with_concept = self.put_into(bare, [i // 4 for i in range(len(texts))])
         return AskedPrompts(
-            torch.where(says, self.backbone.condition(bare), prompts.base),
-            torch.where(written & ~says, with_concept, prompts.with_words),
+            self.backbone.condition(bare),
+            torch.where(says, prompts.sampled, with_concept),
             prompts.sampled,
             prompts.sought | says,
         )
@@ -119,6 +120,11 @@ class Asking:
         which = [i // 4 for i in range(count)]
         alone = self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
+
+
+def _beside(texts: Sequence[str | None], number: int) -> str:
+    """The text of the sample before, three times of four, else the empty one."""
+    return "" if number % 16 == 5 else texts[number - 1] or ""
 
 
 def _among(concept: str, text: str, which: int) -> str:

@@ -110,12 +110,16 @@ class Preparation:
             return self.asking.concept if self.asking else None
         return self.asking.telling_words(self.own_prompts, self.responsibilities)
 
+    @property
+    def _told(self) -> Asking | None:
+        """Asks with the words that were found; None where there are none."""
+        words = self.told_concept if self.asking and not self.asking.concept else None
+        return Asking(self.asking.backbone, concept=words) if self.asking and words else None
+
     @cached_property
     def taught_prompts(self) -> AskedPrompts | None:
-        """``own_prompts`` as they are trained with: with the concept's words among theirs, where those are known."""
-        if not self.asking or not self.own_prompts or self.asking.concept or not self.told_concept:
-            return self.own_prompts
-        return self.asking.told(self.own_prompts, self.told_concept)
+        """``own_prompts`` as they are trained with: with the words that were found."""
+        return self._told.told(self.own_prompts) if self._told and self.own_prompts else self.own_prompts
 
     def own_conditions(self, count: int) -> Tensor | None:
         """``c`` ``(count,)`` of own samples: a quarter of them asks for the undesired where it is known how."""
@@ -191,6 +195,12 @@ class Preparation:
         """Noised forget images."""
         prompts = self.asking.of_forget(len(self.forget)) if self.asking else None
         return self._bank(self.forget, "forget", prompts, SHARE_OF_FORGET)
+
+    @cached_property
+    def taught_forget_bank(self) -> NoisedBank:
+        """``forget_bank`` as it is trained with: with the words that were found in place of found prompts."""
+        prompts = self._told.of_forget(len(self.forget)) if self._told else None
+        return self._bank(self.forget, "forget", prompts, SHARE_OF_FORGET) if prompts else self.forget_bank
 
     @cached_property
     def own_bank(self) -> NoisedBank:

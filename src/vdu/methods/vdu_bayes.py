@@ -67,8 +67,8 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             precision=preparation.precision,
         )
 
-    terms, start = (term(preparation.forget_bank), term(preparation.own_bank)), preparation.closed_form
-    objective = Objective(settings.gamma, *terms, start=start)
+    stability, start = term(preparation.own_bank), preparation.closed_form
+    objective = Objective(settings.gamma, term(preparation.taught_forget_bank), stability, start=start)
     del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
     return objective
 
