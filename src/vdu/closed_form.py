@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
+from vdu.prompts import Prompts
 
 __all__ = ["KEYS_AND_VALUES", "ClosedForm", "closed_form_factor", "own_places"]
 
@@ -70,6 +71,12 @@ class ClosedForm:
         states = backbone.states_of(kept).flatten(0, 1)
         factor = closed_form_factor(words, anchors, states, hold=hold, erase=erase, keep=keep / len(kept))
         return cls(backbone.network, factor, words, anchors)
+
+    @classmethod
+    def among_neutral(cls, backbone: StableDiffusionBackbone, concept: str) -> ClosedForm | None:
+        """``concept`` is to mean nothing; None where no neutral prompt would hold what other words mean."""
+        kept = [text for text in replace(backbone.prompts or Prompts(), forget=(concept,)).kept if text]
+        return cls.of_words(backbone, [concept], kept) if kept else None
 
     @torch.no_grad()
     def set_weights(self, network: nn.Module) -> None:

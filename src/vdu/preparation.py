@@ -72,10 +72,7 @@ class Preparation:
 
     @cached_property
     def asking(self) -> Asking | None:
-        """How to ask for the undesired: with the one prompt that was given, or with prompts found from the images.
-
-        None where no text is read, where prompts are many, or where none was given and none is sought.
-        """
+        """Asks for the undesired with the one prompt that was given, or with prompts found from the images, or not."""
         backbone = self.backbone
         if not isinstance(backbone, StableDiffusionBackbone):
             return None
@@ -102,10 +99,7 @@ class Preparation:
 
     @cached_property
     def told_concept(self) -> str | None:
-        """What asks for the undesired, in words: as given, or told by what is made of neutral prompts.
-
-        None where prompts are many, where none is sought, or where no words tell.
-        """
+        """What asks for the undesired, in words: as given, or told by what is made of neutral prompts, or unknown."""
         if not self.asking or not self.own_prompts or self.asking.concept:
             return self.asking.concept if self.asking else None
         return self.asking.telling_words(self.own_prompts, self.responsibilities)
@@ -161,14 +155,9 @@ class Preparation:
 
     @property
     def closed_form(self) -> ClosedForm | None:
-        """What gives the concept's words the keys and values of the empty prompt.
-
-        None where no words are known, or no neutral prompt holds what other words mean.
-        """
-        if not self.asking or not self.told_concept or not self.backbone.prompts:
-            return None
-        kept = [text for text in replace(self.backbone.prompts, forget=(self.told_concept,)).kept if text]
-        return ClosedForm.of_words(self.asking.backbone, [self.told_concept], kept) if kept else None
+        """What gives the concept's words the keys and values of the empty prompt, where words are known."""
+        words, asking = self.told_concept, self.asking
+        return ClosedForm.among_neutral(asking.backbone, words) if asking and words else None
 
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
         """``c`` ``(N,)`` of ``texts``. Raises `VduError` where the model takes no text."""
