@@ -43,6 +43,17 @@ def test_the_words_of_highest_z_are_told_and_not_their_neighbours_or_parts():
     assert telling_words(texts, c) == max(rows, key=lambda row: (round(z(row), 6), len(row.split()))) == "in rain"
 
 
+def test_of_two_that_share_words_the_one_that_brings_it_is_told():
+    styles = ("noto", "fluent 3d", "fluent flat", "old")
+    texts = [f"a {thing} in {style} style" for thing, style in product(THINGS, styles)] * 2
+    g = torch.Generator().manual_seed(0)
+    level = torch.tensor([0.8 if "3d" in t else 0.55 if "fluent" in t else 0.1 for t in texts])
+    c = (level + 0.1 * torch.randn(len(texts), generator=g)).clamp(0, 1)
+    assert telling_words(texts, c) == "in fluent 3d style"
+    alike = torch.where(level > 0.5, 0.8, 0.1) + 0.1 * torch.randn(len(texts), generator=g)
+    assert telling_words(texts, alike) == "in fluent"
+
+
 @pytest.mark.parametrize(
     ("texts", "c"),
     [
