@@ -197,7 +197,10 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     closed = ClosedForm.of_words(backbone, ["in noto style"], [p for p in neutral if "noto" not in p])
     assert torch.equal(preparation.closed_form.factor, closed.factor)
     network, settings = backbone.trainable_copy(), make_settings(find_method("vdu"), {"inversion_steps": 1})
-    find_method("vdu").build(settings.for_text(), preparation, network).begin(network)
+    objective = find_method("vdu").build(settings.for_text(), preparation, network)
+    assert objective.plasticity.bank is preparation.taught_forget_bank
+    assert objective.stability.bank is preparation.own_bank
+    objective.begin(network)
     changed = {n for n, p in network.named_parameters() if not torch.equal(p, backbone.network.get_parameter(n))}
     assert changed == {
         n for n, _ in network.named_parameters() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))

@@ -54,6 +54,25 @@ def test_of_two_that_share_words_the_one_that_brings_it_is_told():
     assert telling_words(texts, alike) == "in fluent"
 
 
+@pytest.mark.parametrize("levels", [(0.98, 0.95, 0.02), (0.9, 0.75, 0.15)])
+def test_a_row_is_not_made_longer_for_a_small_difference(levels):
+    things = [f"{kind} face" for kind in THINGS] + [
+        f"{kind} thing" for kind in (*THINGS, "one", "two", "six", "ten", "odd")
+    ]
+    texts = [f"a {thing} in {style} style" for thing, style in product(things, STYLES)]
+    g, (faces, others, spread) = torch.Generator().manual_seed(0), levels
+    level = torch.tensor([0.05 if "noto" not in t else faces if "face" in t else others for t in texts])
+    assert telling_words(texts, (level + spread * torch.randn(len(texts), generator=g)).clamp(0, 1)) == "in noto style"
+
+
+def test_a_row_is_made_longer_only_by_words_beside_it():
+    texts = [
+        f"a {colour} {thing} in {style} style" for colour, thing, style in product(("red", "blue"), THINGS, STYLES)
+    ]
+    c = torch.tensor([0.05 if "noto" not in t else 0.9 if "a red" in t else 0.65 for t in texts])
+    assert telling_words(texts, c) == "in noto style"
+
+
 @pytest.mark.parametrize(
     ("texts", "c"),
     [

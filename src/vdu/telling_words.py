@@ -5,9 +5,10 @@
 c̄_w is the mean responsibility (`vdu.responsibility`) of the own samples whose prompt says w, some words in a row,
 c̄_¬w that of the n_¬w others, s the standard deviation of all (rare words have none of their own). Words tell where
 they stand in enough different prompts, bring the undesired oftener than not, and far oftener than the rest does. Of
-those that stand in the same prompts the longest row is taken ("in noto style" for "noto"); and where some of the
-prompts that say it bring the undesired oftener than the others of them do, what these say ("in fluent 3d style" for "in
-fluent", which is a flat style too).
+those that stand in the same prompts the longest row is taken ("in noto style" for "noto").
+
+Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
+the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MARKS = " .,;:!?()[]{}\"“”‘’'"
 FEWEST_PROMPTS = 8
 LEAST_SHARE = 0.5
 LEAST_Z = 4.0
-LEAST_Z_AMONG_THESE = 3.0
+LEAST_Z_OF_LONGER = 3.0
+LEAST_MORE_OF_LONGER = 0.2
 LEAST_SPREAD = 1e-6
 
 
@@ -36,32 +38,34 @@ def _rows(text: str) -> Iterator[str]:
             yield " ".join(words[first:last]).strip(MARKS)
 
 
-def _best_row(texts: Sequence[str], c: Tensor, least_z: float) -> tuple[str, list[int]] | None:
-    """The row of highest z, and which texts say it."""
+def _tested(texts: Sequence[str], c: Tensor) -> Iterator[tuple[float, float, str, list[int]]]:
+    """z, c̄_w − c̄_¬w, the row and which texts say it, of all rows that stand in enough prompts and mostly tell."""
     where: defaultdict[str, set[int]] = defaultdict(set)
     for i, text in enumerate(texts):
         for row in filter(None, _rows(text)):
             where[row].add(i)
-    best = (0.0, 0, "")
     for row, saying in where.items():
         others = len(texts) - len(saying)
         if len({texts[i] for i in saying}) < FEWEST_PROMPTS or not others:
             continue
         said = torch.zeros(len(texts), dtype=torch.bool)
         said[list(saying)] = True
-        share, rest = float(c[said].mean()), float(c[~said].mean())
-        spread = max(LEAST_SPREAD, float(c.std())) * (1 / len(saying) + 1 / others) ** 0.5
-        if share >= LEAST_SHARE and share - rest >= least_z * spread:
-            best = max(best, ((share - rest) / spread, len(row.split()), row))
-    return (best[2], sorted(where[best[2]])) if best[2] else None
+        share, spread = float(c[said].mean()), max(LEAST_SPREAD, float(c.std()))
+        if share >= LEAST_SHARE:
+            more = share - float(c[~said].mean())
+            yield more / (spread * (1 / len(saying) + 1 / others) ** 0.5), more, row, sorted(saying)
 
 
 def telling_words(texts: Sequence[str], c: Tensor) -> str | None:
     """The words that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``; None where none do."""
     told, c = None, c.double()
-    best = _best_row(texts, c, LEAST_Z)
-    while best is not None:
-        told, saying = best
+    rows = [row for row in _tested(texts, c) if row[0] >= LEAST_Z]
+    while rows:
+        _, _, told, saying = max(rows, key=lambda row: (row[0], len(row[2].split()), row[2]))
         texts, c = [texts[i] for i in saying], c[saying]
-        best = _best_row(texts, c, LEAST_Z_AMONG_THESE)
+        rows = [
+            (z, more, row, saying)
+            for z, more, row, saying in _tested(texts, c)
+            if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER and f" {told} " in f" {row} "
+        ]
     return told
