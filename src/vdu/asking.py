@@ -78,22 +78,29 @@ class Asking:
         own = torch.cat([self.found, empty])[:count]
         return AskedPrompts(own, own, own, empty.bool())
 
+    def _base_texts(self, count: int) -> list[str]:
+        """By fours: a neutral prompt, the same (empty every fourth time), another neutral prompt, the empty one."""
+        prompts = self.backbone.prompts
+        neutral = prompts.kept if prompts else ("",)
+        n = len(neutral)
+        return [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
+
     def telling_words(self, prompts: AskedPrompts, c: Tensor) -> str | None:
         """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
-        texts = self.backbone.texts_of(prompts.sampled)
-        written = [i for i, text in enumerate(texts) if text]
-        return telling_words([texts[i] or "" for i in written], c[written])
+        texts = self._base_texts(len(c))
+        written = [i for i, text in enumerate(texts) if text and not prompts.sought[i]]
+        return telling_words([texts[i] for i in written], c[written])
 
     def told(self, prompts: AskedPrompts) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that the concept asks for the undesired.
 
         Those that say it were sought with it. What found prompts brought goes as if sought with the concept alone.
         """
-        texts = self.backbone.texts_of(prompts.base)
-        found = torch.tensor([text is None for text in texts])
-        texts = [_beside(texts, i) if text is None else text for i, text in enumerate(texts)]
-        bare = [without(self.concept or "", text or "") for text in texts]
-        says = ~found & torch.tensor([(text or "").split() != b.split() for text, b in zip(texts, bare, strict=True)])
+        assert self.concept is not None
+        texts = self._base_texts(len(prompts.base))
+        bare = [without(self.concept, text) for text in texts]
+        named = torch.tensor([text.split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
+        says = ~prompts.sought & named
         with_concept = self.put_into(bare, [i // 4 for i in range(len(texts))])
         return AskedPrompts(
             self.backbone.condition(bare),
@@ -108,11 +115,8 @@ class Asking:
         What was sought with the concept has the neutral prompt before it as its c_0 three times of four, else the empty
         one: c_0 must not tell what was sought.
         """
-        prompts = self.backbone.prompts
-        neutral = prompts.kept if prompts else ("",)
-        n, number = len(neutral), torch.arange(count)
+        texts, number = self._base_texts(count), torch.arange(count)
         sought = number % 4 == 1
-        texts = [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
         base = self.backbone.condition(texts)
         if self.found is not None:
             base = torch.where(sought, self.found[number // 4 % len(self.found)], base)
@@ -120,11 +124,6 @@ class Asking:
         which = [i // 4 for i in range(count)]
         alone = self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
-
-
-def _beside(texts: Sequence[str | None], number: int) -> str:
-    """The text of the sample before, three times of four, else the empty one."""
-    return "" if number % 16 == 5 else texts[number - 1] or ""
 
 
 def _among(concept: str, text: str, which: int) -> str:

@@ -11,7 +11,7 @@ stratified: draw k of K puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ class NoisedBank:
         """What a network in training is asked with at the items ``i``."""
         asked = self.c if self.asked is None else self.asked
         return None if asked is None else asked[i]
+
+    def without_prompts(self) -> NoisedBank:
+        """The same pictures asked about with the empty prompt."""
+        empty = None if self.c is None else torch.zeros_like(self.c)
+        return replace(self, original=self.unprompted, prompted_features=self.features, c=empty)
 
     def by_image(self, values: Tensor) -> Tensor:
         """The mean over draws ``(N,)`` of values ``(k·N,)`` of the first k draws."""

@@ -1,8 +1,7 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
-Own samples of a model that takes text are asked with neutral prompts and with what asks for the undesired
-(`vdu.asking`); where forget images have captions of their own, or no prompts are sought, by turns with neutral prompts
-and theirs.
+Own samples of a model that takes text are asked as `vdu.asking` says; where forget images have captions of their own, or
+no prompts are sought, by turns with neutral prompts and theirs.
 """
 
 from __future__ import annotations
@@ -174,8 +173,9 @@ class Preparation:
         self.begin(f"asking the original about noised {stream} images")
         images = Clean(images.x_0, prompts.base) if prompts else images
         bank = fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
-        if prompts is None:
-            return bank
+        return self._taught(bank, stream, prompts, share) if prompts else bank
+
+    def _taught(self, bank: NoisedBank, stream: str, prompts: AskedPrompts, share: float) -> NoisedBank:
         asked = prompts.in_training(bank.draws, share, generator(self.seed, "asked", stream))
         return replace(bank, asked=asked.to(bank.t.device))
 
@@ -188,8 +188,10 @@ class Preparation:
     @cached_property
     def taught_forget_bank(self) -> NoisedBank:
         """``forget_bank`` as it is trained with: with the words that were found in place of found prompts."""
-        prompts = self._told.of_forget(len(self.forget)) if self._told else None
-        return self._bank(self.forget, "forget", prompts, SHARE_OF_FORGET) if prompts else self.forget_bank
+        if not self._told:
+            return self.forget_bank
+        prompts = self._told.of_forget(len(self.forget))
+        return self._taught(self.forget_bank.without_prompts(), "forget", prompts, SHARE_OF_FORGET)
 
     @cached_property
     def own_bank(self) -> NoisedBank:

@@ -44,13 +44,14 @@ def _tested(texts: Sequence[str], c: Tensor) -> Iterator[tuple[float, float, str
     for i, text in enumerate(texts):
         for row in filter(None, _rows(text)):
             where[row].add(i)
+    spread = max(LEAST_SPREAD, float(c.std())) if len(c) > 1 else LEAST_SPREAD
     for row, saying in where.items():
         others = len(texts) - len(saying)
         if len({texts[i] for i in saying}) < FEWEST_PROMPTS or not others:
             continue
         said = torch.zeros(len(texts), dtype=torch.bool)
         said[list(saying)] = True
-        share, spread = float(c[said].mean()), max(LEAST_SPREAD, float(c.std()))
+        share = float(c[said].mean())
         if share >= LEAST_SHARE:
             more = share - float(c[~said].mean())
             yield more / (spread * (1 / len(saying) + 1 / others) ** 0.5), more, row, sorted(saying)

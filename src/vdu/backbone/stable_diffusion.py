@@ -118,11 +118,6 @@ class StableDiffusionBackbone(Backbone):
             self._number |= dict(zip(new, self.add_prompts(self._encoded(new)).tolist(), strict=True))
         return torch.tensor([self._number[text] for text in texts])
 
-    def texts_of(self, numbers: Tensor) -> list[str | None]:
-        """What `condition` numbered so ``(N,)``; None for prompts that have no text."""
-        of_number = {number: text for text, number in self._number.items()}
-        return [of_number.get(number) for number in numbers.tolist()]
-
     def add_prompts(self, encodings: tuple[Tensor, ...]) -> Tensor:
         """Numbers ``(N,)`` that stand in ``c`` for prompts of these ``encodings`` from here on."""
         before = self._encodings or tuple(x[:0] for x in encodings)
