@@ -1,7 +1,7 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
-Own samples of a model that takes text are asked as `vdu.asking` says; where forget images have captions of their own, or
-no prompts are sought, by turns with neutral prompts and theirs.
+Own samples of a model that takes text are asked as `vdu.asking` says; where forget images have captions of their own,
+or no prompts are sought, by turns with neutral prompts and theirs.
 """
 
 from __future__ import annotations
