@@ -36,15 +36,15 @@ def _texts(backbone, numbers):
 
 
 def test_a_concept_stands_at_every_place_of_a_prompt(backbone):
-    numbers = Asking(backbone, concept="a red").put_into(["a blue apple"] * 5, range(5))
+    numbers = Asking(backbone, ("a red",)).put_into(["a blue apple"] * 5, range(5))
     wanted = ["a red a blue apple", "a a red blue apple", "a blue a red apple", "a blue apple a red"]
     assert _texts(backbone, numbers) == [*wanted, wanted[0]]
-    assert _texts(backbone, Asking(backbone, concept="a red").put_into(["", ""], (0, 7))) == ["a red"] * 2
+    assert _texts(backbone, Asking(backbone, ("a red",)).put_into(["", ""], (0, 7))) == ["a red"] * 2
 
 
 def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among_others(backbone):
     backbone.sample_from(Prompts(NEUTRAL, ("red",)))
-    prompts = Asking(backbone, concept="red").of_own(32)
+    prompts = Asking(backbone, ("red",)).of_own(32)
     assert prompts.sought.tolist() == [False, True, False, False] * 8
     base, worded, sampled = (_texts(backbone, x) for x in (prompts.base, prompts.with_words, prompts.sampled))
     assert set(base) == {"a pear", "a blue apple", ""}  # "a red apple" names the concept
@@ -55,7 +55,7 @@ def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among
         words = with_words.split()
         words.remove("red")
         assert words == text.split()
-    assert torch.equal(Asking(backbone, concept="red").of_own(9).sampled, prompts.sampled[:9])
+    assert torch.equal(Asking(backbone, ("red",)).of_own(9).sampled, prompts.sampled[:9])
 
 
 def test_sought_images_are_always_trained_with_the_words_and_others_in_a_share_of_their_draws():
@@ -127,7 +127,7 @@ def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothi
 
     assert asking((), 0) is asking(("a pear", "a red apple", ""), 2) is None
     assert asking(("a pear", ""), 2) is None  # a picture without a caption was not asked for with another's
-    assert asking(("a pear", "a pear"), 0).concept == "a pear"
+    assert asking(("a pear", "a pear"), 0).concepts == ("a pear",)
     assert asking(("",), 2).found_count == 3
     plain = Preparation(load_backbone(make_ddpm()), Clean(torch.zeros(2, 1, 8, 8)), 0, inversion_steps=2)
     assert (plain.asking, plain.sought, plain.own_conditions(4)) == (None, None, None)
@@ -148,7 +148,7 @@ def test_prompts_that_say_what_was_told_are_taught_without_it_and_others_with_it
     backbone.sample_from(Prompts(("a pear in noto style", "a red apple"), ("",)))
     found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
     first = Asking(backbone, found=found).of_own(32)
-    told = Asking(backbone, concept="in Noto style").told(first)
+    told = Asking(backbone, found=found).told(["in Noto style"], first)
     base, worded, sampled = (_texts(backbone, x) for x in (told.base, told.with_words, told.sampled))
     assert torch.equal(told.sampled, first.sampled)
     for i, text in enumerate(sampled):
@@ -173,8 +173,58 @@ def test_what_is_made_of_neutral_prompts_tells_the_words(backbone):
     asking = Asking(backbone, found=backbone.add_prompts(tuple(x[:2] for x in backbone._encodings)))
     prompts = asking.of_own(64)
     says = torch.tensor([t is None or "noto" in t for t in _texts(backbone, prompts.sampled)])
-    assert asking.telling_words(prompts, says.float()) == "in noto style"
-    assert asking.telling_words(prompts, says.float() * 0.4) is None
+    assert asking.telling_words(prompts, says.float()) == ["in noto style"]
+    assert asking.telling_words(prompts, says.float() * 0.4) == []
+
+
+def test_several_concepts_take_turns_before_they_move_on(backbone):
+    numbers = Asking(backbone, ("red", "blue")).put_into(["a pear"] * 7, range(7))
+    wanted = ["red a pear", "blue a pear", "a red pear", "a blue pear", "a pear red", "a pear blue", "red a pear"]
+    assert _texts(backbone, numbers) == wanted
+
+
+def test_half_of_what_is_sought_tries_words_among_others(backbone):
+    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
+    found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
+    alone, tried = (Asking(backbone, found=found, tried=words).of_own(64) for words in ((), ("red", "blue")))
+    assert torch.equal(tried.sought, alone.sought)
+    different = (tried.sampled != alone.sampled).nonzero().flatten().tolist()
+    assert different == list(range(1, 64, 8))
+    assert torch.equal(tried.base, tried.sampled)
+    assert torch.equal(tried.base, tried.with_words)
+    wanted = ["red a pear", "blue a pear", "a red pear", "a blue pear", "a pear red", "a pear blue", "red a pear"]
+    assert _texts(backbone, tried.sampled[1:64:8]) == [*wanted, "blue a pear"]
+
+
+def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone):
+    things = ("pear", "apple", "red pear", "red apple", "apple pear", "pear pear", "apple apple", "pear a")
+    neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))
+    backbone.sample_from(Prompts(neutral, ("",)))
+    found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
+    asking = Asking(backbone, found=found, tried=("blue", "old", "flat"))
+    prompts = asking.of_own(256)
+    texts = _texts(backbone, prompts.sampled)
+
+    def c_of(*words):
+        return torch.tensor([0.8 if t is None or set(words) & set(t.split()) else 0.05 for t in texts])
+
+    assert asking.telling_words(prompts, c_of("blue")) == ["blue"]
+    assert asking.telling_words(prompts, c_of("flat", "blue")) in (["blue", "flat"], ["flat", "blue"])
+    assert asking.telling_words(prompts, c_of()) == []
+    assert asking.telling_words(prompts, c_of("noto", "blue")) == ["in noto style"]
+    told = asking.told(["blue", "flat"], prompts)
+    base, worded = (_texts(backbone, x) for x in (told.base, told.with_words))
+    for i, text in enumerate(texts):
+        said = text is not None and bool({"blue", "flat"} & set(text.split()))
+        if said:
+            assert i % 8 == 1
+            assert worded[i] == text
+            assert base[i].split() == [word for word in text.split() if word not in ("blue", "flat")]
+        else:
+            extra = [word for word in worded[i].split() if word in ("blue", "flat")]
+            assert len(extra) == 1
+            assert [word for word in worded[i].split() if word not in extra] == base[i].split()
+            assert text in (base[i], None)
 
 
 def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training_begins(backbone, x_0):
@@ -185,7 +235,7 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
     texts = _texts(backbone, preparation.own_prompts.sampled)
     preparation.__dict__["responsibilities"] = torch.tensor([0.9 if "noto" in (t or "") else 0.1 for t in texts])
-    assert (preparation.told_concept, preparation.found_words) == ("in noto style", "in noto style")
+    assert preparation.told_words == preparation.found_words == ["in noto style"]
     base = preparation.taught_prompts.base
     assert "a red apple" in _texts(backbone, base)
     assert torch.equal(preparation.own_bank.c, base.repeat(preparation.own_bank.draws))
@@ -207,12 +257,12 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     }
     given = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0)
     backbone.sample_from(Prompts(neutral, ("red",)))
-    assert (given.told_concept, given.found_words) == ("red", None)
+    assert (given.told_words, given.found_words) == (("red",), ())
     assert given.taught_prompts is given.own_prompts
     assert given.taught_forget_bank is given.forget_bank
     backbone.sample_from(Prompts(neutral, ("red", "blue")))
     captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["red", "blue"])), 0)
-    assert (captioned.told_concept, captioned.closed_form) == (None, None)
+    assert (captioned.told_words, captioned.closed_form) == ((), None)
     backbone.sample_from(Prompts(("", "a red"), ("red",)))
     assert given.closed_form is None  # no prompt would hold what other words mean
 
@@ -222,7 +272,7 @@ def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr("vdu.asking.telling_words", lambda texts, c: "red")
     prompts, forget = Prompts(NEUTRAL), torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1
     few = {"steps": 1, "guard_every_steps": 0, "batch_size": 2, "own_samples": 8, "score_steps": 1}
-    for steps, words in ((1, "red"), (0, None)):
+    for steps, words in ((1, ["red"]), (0, [])):
         settings = few | {"inversion_steps": steps}
         result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
         assert result.record["words_found"] == words

@@ -60,7 +60,7 @@ def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(c
     assert "9 steps, 1 s: all steps taken" in said.out
     assert not said.err
     assert "words" not in said.out
-    _tell_outcome(record | {"share_source": "estimated", "words_found": "in noto style"})
+    _tell_outcome(record | {"share_source": "estimated", "words_found": ["in noto style"]})
     assert "“in noto style”" in capsys.readouterr().out
     _tell_outcome(record | {"share": None, "share_source": None, "best_step": 0})
     said = capsys.readouterr()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from vdu.corpora.emoji import KINDS, STYLES, prepare_emoji, read_emoji
@@ -19,6 +19,7 @@ from vdu.errors import VduError
 from vdu.model_zoo import find_zoo_model
 from vdu.recipe import RECIPES
 from vdu.seeding import generator
+from vdu.text_to_image.autoencoder import decode_latents, encode_images
 from vdu.text_to_image.evaluators import domain_corpus, seen
 from vdu.text_to_image.prompt_set import judged_objects
 from vdu.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recipe
@@ -154,6 +155,21 @@ def test_judges_are_tested_on_objects_that_they_were_not_trained_on(corpus):
     parts = [domain_corpus(emoji, "style", train) for train in (True, False)]
     assert sum(len(part.images) for part in parts) == len(emoji.images)
     assert {thing for thing in emoji.objects if seen(thing)}.isdisjoint({t for t in emoji.objects if not seen(t)})
+
+
+def test_judges_learn_every_picture_also_as_the_autoencoder_gives_it_back(corpus, run):
+    emoji = read_emoji(corpus, 32)
+    vae = AutoencoderKL.from_pretrained(run / "autoencoder")
+    decoded = decode_latents(vae, encode_images(vae, emoji.images, batch_size=3), batch_size=5)
+    with torch.no_grad():
+        first = vae(emoji.images[:1].float() / 127.5 - 1).sample
+    torch.testing.assert_close(decoded[:1].float(), (first.clamp(-1, 1) + 1) * 127.5, atol=0.51, rtol=0)
+    alone, both = (domain_corpus(emoji, "object", True, view) for view in (None, decoded))
+    count = len(alone.images)
+    assert torch.equal(both.images[:count], alone.images)
+    assert torch.equal(both.labels, alone.labels.repeat(2))
+    index = [emoji.images.eq(image).flatten(1).all(1).nonzero()[0].item() for image in alone.images]
+    assert torch.equal(both.images[count:], decoded[index])
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run, tmp_path, monkeypatch):

@@ -14,20 +14,23 @@ network meets what it makes of c_0.
 Found prompts (`vdu.inversion`) say of an image also what should remain of it. They are learned as they are, c_0 = c:
 put among other words, those of a style took away what the others asked for. But what is made of neutral prompts can
 tell what the undesired is called (`vdu.telling_words`). From there on all goes as above: prompts that say it have
-themselves without it as c_0, and what found prompts brought counts as sought with the words.
+themselves without it as c_0, and what found prompts brought counts as sought with the words. Few prompts or none may
+say it; so half of what is sought is asked for with words that fit the forget images (`vdu.vocabulary`), tried among
+others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.prompts import without
-from vdu.telling_words import telling_words
+from vdu.telling_words import telling_words, those_that_tell
 
 __all__ = ["AskedPrompts", "Asking"]
 
@@ -52,13 +55,20 @@ class AskedPrompts:
 
 
 class Asking:
-    """Asks with a ``concept`` in words, or with ``found`` prompts: numbers ``(K,)`` for the first K forget images."""
+    """Asks with ``concepts`` in words, or with ``found`` prompts: numbers ``(K,)`` for the first K forget images.
+
+    ``tried``: words that may ask, too, beside those prompts.
+    """
 
     def __init__(
-        self, backbone: StableDiffusionBackbone, concept: str | None = None, found: Tensor | None = None
+        self,
+        backbone: StableDiffusionBackbone,
+        concepts: Sequence[str] = (),
+        found: Tensor | None = None,
+        tried: Sequence[str] = (),
     ) -> None:
-        assert (concept is None) != (found is None)
-        self.backbone, self.concept, self.found = backbone, concept, found
+        assert bool(concepts) == (found is None)
+        self.backbone, self.concepts, self.found, self.tried = backbone, tuple(concepts), found, tuple(tried)
 
     @property
     def found_count(self) -> int:
@@ -66,9 +76,9 @@ class Asking:
         return 0 if self.found is None else len(self.found)
 
     def put_into(self, texts: Sequence[str], which: Sequence[int]) -> Tensor:
-        """Numbers ``(N,)`` of ``texts`` with the concept before the word that ``which`` says, by turns, or last."""
-        assert self.concept is not None
-        return self.backbone.condition([_among(self.concept, *at) for at in zip(texts, which, strict=True)])
+        """Numbers ``(N,)`` of ``texts`` with a concept before a word or last; ``which`` says which and where."""
+        asked = zip(texts, which, strict=True)
+        return self.backbone.condition([_one_among(self.concepts, text, number) for text, number in asked])
 
     def of_forget(self, count: int) -> AskedPrompts:
         """Of forget images, of which nobody knows what else they would be asked with."""
@@ -78,30 +88,44 @@ class Asking:
         own = torch.cat([self.found, empty])[:count]
         return AskedPrompts(own, own, own, empty.bool())
 
-    def _base_texts(self, count: int) -> list[str]:
-        """By fours: a neutral prompt, the same (empty every fourth time), another neutral prompt, the empty one."""
+    def _tries(self, number: int) -> bool:
+        return bool(self.tried) and number % 8 == 1
+
+    def _texts(self, count: int) -> list[str]:
+        """By fours: a neutral prompt, the same (empty every fourth time), another neutral prompt, the empty one.
+
+        The second of every other four has one of the words in it that are tried.
+        """
         prompts = self.backbone.prompts
         neutral = prompts.kept if prompts else ("",)
         n = len(neutral)
-        return [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
+        texts = [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
+        return [_one_among(self.tried, text, i // 8) if self._tries(i) else text for i, text in enumerate(texts)]
 
-    def telling_words(self, prompts: AskedPrompts, c: Tensor) -> str | None:
+    def _is_asked_as_written(self, sought: Tensor) -> Tensor:
+        return ~sought | torch.tensor([self._tries(i) for i in range(len(sought))])
+
+    def telling_words(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
         """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
-        texts = self._base_texts(len(c))
-        written = [i for i, text in enumerate(texts) if text and not prompts.sought[i]]
-        return telling_words([texts[i] for i in written], c[written])
+        texts, as_written = self._texts(len(c)), self._is_asked_as_written(prompts.sought)
 
-    def told(self, prompts: AskedPrompts) -> AskedPrompts:
-        """``prompts`` of own samples from when it was not known yet that the concept asks for the undesired.
+        def said_by(chosen: Tensor) -> tuple[list[str], Tensor]:
+            written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
+            return [texts[i] for i in written], c[written]
 
-        Those that say it were sought with it. What found prompts brought goes as if sought with the concept alone.
+        told = telling_words(*said_by(~prompts.sought))
+        return [told] if told else those_that_tell(self.tried, *said_by(as_written))
+
+    def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:
+        """``prompts`` of own samples from when it was not known yet that ``concepts`` ask for the undesired.
+
+        Those that say one were sought with it. What found prompts brought goes as if sought with a concept alone.
         """
-        assert self.concept is not None
-        texts = self._base_texts(len(prompts.base))
-        bare = [without(self.concept, text) for text in texts]
+        texts = self._texts(len(prompts.base))
+        bare = [reduce(lambda rest, concept: without(concept, rest), concepts, text) for text in texts]
         named = torch.tensor([text.split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
-        says = ~prompts.sought & named
-        with_concept = self.put_into(bare, [i // 4 for i in range(len(texts))])
+        says = self._is_asked_as_written(prompts.sought) & named
+        with_concept = Asking(self.backbone, concepts).put_into(bare, [i // 4 for i in range(len(texts))])
         return AskedPrompts(
             self.backbone.condition(bare),
             torch.where(says, prompts.sampled, with_concept),
@@ -115,19 +139,20 @@ class Asking:
         What was sought with the concept has the neutral prompt before it as its c_0 three times of four, else the empty
         one: c_0 must not tell what was sought.
         """
-        texts, number = self._base_texts(count), torch.arange(count)
+        texts, number = self._texts(count), torch.arange(count)
         sought = number % 4 == 1
         base = self.backbone.condition(texts)
         if self.found is not None:
-            base = torch.where(sought, self.found[number // 4 % len(self.found)], base)
+            found = self.found[number // 4 % len(self.found)]
+            base = torch.where(self._is_asked_as_written(sought), base, found)
             return AskedPrompts(base, base, base, sought)
         which = [i // 4 for i in range(count)]
         alone = self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
 
 
-def _among(concept: str, text: str, which: int) -> str:
-    """``text`` with ``concept`` before one of its words or after the last."""
-    words = text.split()
-    place = which % (len(words) + 1)
-    return " ".join([*words[:place], concept, *words[place:]])
+def _one_among(concepts: Sequence[str], text: str, which: int) -> str:
+    """``text`` with one of the ``concepts`` before one of its words or after the last."""
+    words, (turn, number) = text.split(), divmod(which, len(concepts))
+    place = turn % (len(words) + 1)
+    return " ".join([*words[:place], concepts[number], *words[place:]])

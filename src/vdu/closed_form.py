@@ -73,10 +73,10 @@ class ClosedForm:
         return cls(backbone.network, factor, words, anchors)
 
     @classmethod
-    def among_neutral(cls, backbone: StableDiffusionBackbone, concept: str) -> ClosedForm | None:
-        """``concept`` is to mean nothing; None where no neutral prompt would hold what other words mean."""
-        kept = [text for text in replace(backbone.prompts or Prompts(), forget=(concept,)).kept if text]
-        return cls.of_words(backbone, [concept], kept) if kept else None
+    def among_neutral(cls, backbone: StableDiffusionBackbone, concepts: Sequence[str]) -> ClosedForm | None:
+        """``concepts`` are to mean nothing; None where no neutral prompt would hold what other words mean."""
+        kept = [text for text in replace(backbone.prompts or Prompts(), forget=tuple(concepts)).kept if text]
+        return cls.of_words(backbone, concepts, kept) if kept else None
 
     @torch.no_grad()
     def set_weights(self, network: nn.Module) -> None:

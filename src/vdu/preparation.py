@@ -27,6 +27,7 @@ from vdu.responsibility import EARLY, responsibilities
 from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
 from vdu.seeding import generator
+from vdu.vocabulary import clearly_asking
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -77,19 +78,14 @@ class Preparation:
             return None
         given = set(backbone.prompts.forget) if backbone.prompts else set()
         if any(text.strip() for text in given):
-            return Asking(backbone, concept=given.pop()) if len(given) == 1 else None
+            return Asking(backbone, tuple(given)) if len(given) == 1 else None
         if not self.inversion_steps:
             return None
         self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
-        found = find_prompts(
-            backbone,
-            self.forget.x_0,
-            self.seed,
-            steps=self.inversion_steps,
-            precision=self.precision,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-        return Asking(backbone, found=found)
+        images, texts = self.forget.x_0, backbone.prompts.neutral if backbone.prompts else ()
+        steps, checkpointing = self.inversion_steps, self.gradient_checkpointing
+        found = find_prompts(backbone, images, self.seed, steps, self.precision, checkpointing)
+        return Asking(backbone, found=found, tried=clearly_asking(backbone, images, texts, self.seed, self.precision))
 
     @cached_property
     def own_prompts(self) -> AskedPrompts | None:
@@ -97,22 +93,24 @@ class Preparation:
         return self.asking.of_own(self.own_count) if self.asking else None
 
     @cached_property
-    def told_concept(self) -> str | None:
-        """What asks for the undesired, in words: as given, or told by what is made of neutral prompts, or unknown."""
-        if not self.asking or not self.own_prompts or self.asking.concept:
-            return self.asking.concept if self.asking else None
-        return self.asking.telling_words(self.own_prompts, self.responsibilities)
+    def told_words(self) -> Sequence[str]:
+        """What asks for the undesired, in words: as given, or told by what is made of prompts, or none."""
+        asking, prompts = self.asking, self.own_prompts
+        if not asking or not prompts or asking.concepts:
+            return asking.concepts if asking else ()
+        return asking.telling_words(prompts, self.responsibilities)
 
     @property
     def _told(self) -> Asking | None:
         """Asks with the words that were found; None where there are none."""
-        words = self.told_concept if self.asking and not self.asking.concept else None
-        return Asking(self.asking.backbone, concept=words) if self.asking and words else None
+        words = self.told_words if self.asking and not self.asking.concepts else ()
+        return Asking(self.asking.backbone, words) if self.asking and words else None
 
     @cached_property
     def taught_prompts(self) -> AskedPrompts | None:
         """``own_prompts`` as they are trained with: with the words that were found."""
-        return self._told.told(self.own_prompts) if self._told and self.own_prompts else self.own_prompts
+        asking, prompts = self.asking, self.own_prompts
+        return asking.told(self.told_words, prompts) if self._told and asking and prompts else prompts
 
     def own_conditions(self, count: int) -> Tensor | None:
         """``c`` ``(count,)`` of own samples: a quarter of them asks for the undesired where it is known how."""
@@ -155,7 +153,7 @@ class Preparation:
     @property
     def closed_form(self) -> ClosedForm | None:
         """What gives the concept's words the keys and values of the empty prompt, where words are known."""
-        words, asking = self.told_concept, self.asking
+        words, asking = self.told_words, self.asking
         return ClosedForm.among_neutral(asking.backbone, words) if asking and words else None
 
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
@@ -223,9 +221,9 @@ class Preparation:
         return SHARE_OF_ONE if self.given_share is None and len(self.forget) == 1 else self.given_share
 
     @property
-    def found_words(self) -> str | None:
-        """What was found that the undesired is called; None where it was given or the method has not asked for it."""
-        return self.__dict__.get("told_concept") if self.asking and not self.asking.concept else None
+    def found_words(self) -> Sequence[str]:
+        """What was found that the undesired is called; empty where it was given or the method has not asked for it."""
+        return self.__dict__.get("told_words", ()) if self.asking and not self.asking.concepts else ()
 
     @property
     def share_source(self) -> str | None:

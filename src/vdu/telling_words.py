@@ -9,6 +9,8 @@ those that stand in the same prompts the longest row is taken ("in noto style" f
 
 Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
 the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄.
+
+Where no row tells, words that were tried on purpose (`vdu.vocabulary`) are put to the same test, each for itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["telling_words"]
+__all__ = ["MARKS", "telling_words", "those_that_tell"]
 
 MARKS = " .,;:!?()[]{}\"“”‘’'"
 FEWEST_PROMPTS = 8
@@ -70,3 +72,9 @@ def telling_words(texts: Sequence[str], c: Tensor) -> str | None:
             if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER and f" {told} " in f" {row} "
         ]
     return told
+
+
+def those_that_tell(words: Sequence[str], texts: Sequence[str], c: Tensor) -> list[str]:
+    """Those of ``words`` that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``, best first."""
+    rows = [row for row in _tested(texts, c.double()) if row[0] >= LEAST_Z and row[2] in words]
+    return [word for *_, word, _ in sorted(rows, reverse=True)]

@@ -109,7 +109,8 @@ class Request:
             "share": preparation.share if preparation.share_source else None,
             "share_source": preparation.share_source,
             "prompts_found": preparation.asking.found_count if preparation.asking else 0,
-            "words_found": preparation.found_words,
+            "words_tried": list(preparation.asking.tried) if preparation.asking else [],
+            "words_found": list(preparation.found_words),
             "posterior": {"source": prior.source, "count": prior.count, "floor_share": prior.floor_share}
             if prior
             else None,

@@ -6,6 +6,9 @@ The diffusion model is its own classifier (Li et al., arXiv 2303.16203), with ev
 All words meet the same noised images, so their difference is the words'. Most passes go to those in question: after
 each round the best of them are judged anew on more noise that they have not met (successive halving, Jamieson &
 Talwalkar, arXiv 1502.07943). Inner pseudo-words (`vdu.inversion`) ask for the images better, but nobody types them.
+
+A large vocabulary takes many passes. The few hundred words of the neutral prompts, what people ask this model with,
+take few: those that clearly ask are tried on its own samples (`vdu.asking`).
 """
 
 from __future__ import annotations
@@ -24,10 +27,14 @@ from vdu.noising import Noised
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.stratified_times import stratified_shares, times_at
+from vdu.telling_words import MARKS
 
-__all__ = ["ROUNDS", "AskingWord", "asking_words", "refuse_wordless", "typed_words"]
+__all__ = ["ROUNDS", "AskingWord", "asking_words", "clearly_asking", "refuse_wordless", "typed_words", "words_of"]
 
 ROUNDS = ((4, 512), (16, 64), (64, 64))  # noised images, and how many of the words stay
+ROUNDS_OF_FEW = ((8, 64), (32, 16), (64, 16))
+LEAST_Z = 3.0
+MOST_WORDS = 8
 EMPTY = ""
 
 
@@ -96,16 +103,18 @@ def asking_words(
     x_0: Tensor,
     seed: int,
     *,
+    words: Sequence[str] | None = None,
     rounds: Sequence[tuple[int, int]] = ROUNDS,
     precision: str = "fp32",
     on_round: Callable[[int, int], None] | None = None,
 ) -> list[AskingWord]:
     """The words that stay, the best first, for the latents ``x_0`` ``(N, *latent_shape)``. Deterministic for a seed.
 
+    ``words``: which are tried, each once; all of the vocabulary unless given.
     ``on_round`` is told how many words meet how many noised images. Raises `VduError` for a model that reads no text.
     """
     refuse_wordless(backbone)
-    words, _ = typed_words(backbone.tokenizers)
+    words = list(typed_words(backbone.tokenizers)[0] if words is None else words)
     gains = torch.zeros(len(words), 1)
     for number, (images, stay) in enumerate(rounds):
         if on_round is not None:
@@ -117,3 +126,16 @@ def asking_words(
         words, gains = [words[i] for i in best.tolist()], gains[best]
     spread = gains.std(1) / gains.shape[1] ** 0.5
     return [AskingWord(*row) for row in zip(words, gains.mean(1).tolist(), spread.tolist(), strict=True)]
+
+
+def words_of(texts: Sequence[str]) -> list[str]:
+    """The words of ``texts``, each once, in lower case and without the marks around them."""
+    words = (word.strip(MARKS) for text in texts for word in text.lower().split())
+    return list(dict.fromkeys(word for word in words if word))
+
+
+def clearly_asking(backbone: Any, x_0: Tensor, texts: Sequence[str], seed: int, precision: str) -> list[str]:
+    """At most `MOST_WORDS` of the words of ``texts`` whose gain is `LEAST_Z` standard errors, the best first."""
+    words = words_of(texts)
+    found = asking_words(backbone, x_0, seed, words=words, rounds=ROUNDS_OF_FEW, precision=precision) if words else []
+    return [word.text for word in found if word.gain >= LEAST_Z * word.standard_error][:MOST_WORDS]

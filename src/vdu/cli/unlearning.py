@@ -21,6 +21,7 @@ from vdu.cli.options import (
     open_model,
 )
 from vdu.errors import VduError
+from vdu.prompts import quoted_prompts
 
 if TYPE_CHECKING:
     from vdu.backbone import Backbone
@@ -201,7 +202,7 @@ def _tell_outcome(record: dict[str, Any]) -> None:
         made = "makes without being asked for it" if record.get("prompts") else "makes"
         typer.echo(f"undesired share of what the original {made}: {record['share']:.1%} ({known})")
     if record.get("words_found"):
-        typer.echo(f"words that bring it, told by what is made of the neutral prompts: “{record['words_found']}”")
+        typer.echo(f"words that bring it, told by what is made of prompts: {quoted_prompts(record['words_found'])}")
     typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
     if not record["best_step"] and record["guard"]:
         typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
+from vdu.detector import to_bytes
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
 
-__all__ = ["encode_images", "train_autoencoder"]
+__all__ = ["decode_latents", "encode_images", "train_autoencoder"]
 
 WARMUP_STEPS = 100
 
@@ -45,6 +46,12 @@ def encode_images(model: AutoencoderKL, images: Tensor, batch_size: int = 64) ->
     """Mean latents ``(N, C, H, W)``, not scaled, of uint8 ``images``."""
     parts = [model.encode(part.float() / 127.5 - 1).latent_dist.mode() for part in images.split(batch_size)]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode_latents(model: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Tensor:
+    """uint8 images ``(N, 3, H, W)`` of latents ``(N, C, h, w)`` that are not scaled."""
+    return torch.cat([to_bytes(model.decode(part).sample) for part in latents.split(batch_size)])
 
 
 def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path) -> AutoencoderKL:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vdu.corpora.emoji import read_emoji
 from vdu.output import replacing
-from vdu.text_to_image.autoencoder import encode_images, train_autoencoder
+from vdu.text_to_image.autoencoder import decode_latents, encode_images, train_autoencoder
 from vdu.text_to_image.denoiser import Denoiser, train_denoiser
 from vdu.text_to_image.evaluators import CLASSES, train_evaluator
 from vdu.text_to_image.recipe import TextRecipe
@@ -41,10 +41,11 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     emoji = read_emoji(data, recipe.size)
     tokenizer = make_tokenizer(data, recipe.merges, recipe.text_config().max_position_embeddings)
     vae = train_autoencoder(recipe, emoji.images, out)
-    latents = encode_images(vae, emoji.images) * vae.config.scaling_factor
+    latents = encode_images(vae, emoji.images)
+    decoded = decode_latents(vae, latents)
     for domain in CLASSES:
-        train_evaluator(recipe, emoji, domain, out)
-    denoiser = train_denoiser(recipe, latents, emoji, tokenizer, out)
+        train_evaluator(recipe, emoji, decoded, domain, out)
+    denoiser = train_denoiser(recipe, latents * vae.config.scaling_factor, emoji, tokenizer, out)
     with replacing(out / "pipeline") as beside:
         _assembled(recipe, vae, tokenizer, denoiser).save_pretrained(beside)
     write_provenance(out, f"vdu train {recipe.name} --data DATA --out OUT", recipe, recipe.sha256(), emoji)

@@ -19,7 +19,7 @@ from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector import load_detector
 from vdu.half_precision import write_half_precision
 from vdu.settings_file import checked
-from vdu.text_to_image.evaluators import CLASSES, train_evaluator
+from vdu.text_to_image.evaluators import CLASSES
 from vdu.text_to_image.prompt_set import judged_objects, write_prompts
 from vdu.text_to_image.recipe import TextRecipe
 
@@ -67,7 +67,7 @@ def fill_text_to_image_zoo(given: dict[str, Any], run: Path, data: Path, folder:
     for name in ("autoencoder-log.jsonl", "log.jsonl"):
         shutil.copy(run / name, folder / f"training-{name}")
     for domain in CLASSES:
-        shutil.copytree(train_evaluator(recipe, emoji, domain, run), folder / f"{domain}-classifier")
+        shutil.copytree(run / f"{domain}-classifier", folder / f"{domain}-classifier")
     write_prompts(emoji, folder)
     _write_forget_images(emoji, folder / "forget")
     return {
