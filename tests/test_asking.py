@@ -174,7 +174,7 @@ def test_what_is_made_of_neutral_prompts_tells_the_words(backbone):
     prompts = asking.of_own(64)
     says = torch.tensor([t is None or "noto" in t for t in _texts(backbone, prompts.sampled)])
     assert asking.telling_words(prompts, says.float()) == ["in noto style"]
-    assert asking.telling_words(prompts, says.float() * 0.4) == []
+    assert asking.telling_words(prompts, says.float() * 0.35) == []
 
 
 def test_several_concepts_take_turns_before_they_move_on(backbone):
@@ -192,6 +192,9 @@ def test_half_of_what_is_sought_tries_words_among_others(backbone):
     assert different == list(range(1, 64, 8))
     assert torch.equal(tried.base, tried.sampled)
     assert torch.equal(tried.base, tried.with_words)
+    for asked, as_written in ((alone, []), (tried, different)):
+        images = [i // 4 % len(found) if i % 4 == 1 and i not in as_written else -1 for i in range(64)]
+        assert asked.found_from.tolist() == images
     wanted = ["red a pear", "blue a pear", "a red pear", "a blue pear", "a pear red", "a pear blue", "red a pear"]
     assert _texts(backbone, tried.sampled[1:64:8]) == [*wanted, "blue a pear"]
 

@@ -152,6 +152,20 @@ def test_every_fold_holds_samples_that_were_sought_and_others():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
+def test_what_was_made_of_a_forget_image_is_held_out_with_it(clusters, monkeypatch):
+    sought, made_of = torch.arange(200) % 4 == 1, torch.full((200,), -1)
+    made_of[sought] = torch.arange(50) % 7
+    fold = _folds(200, sought, made_of)
+    assert torch.equal(fold[~sought], _folds(200, sought)[~sought])
+    assert torch.equal(fold[sought], made_of[sought] % 4)
+    known = []
+    monkeypatch.setattr(
+        "vdu.responsibility._held_out_scores", lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0))
+    )
+    responsibilities(*clusters[:2], 0, 0.3, sought, made_of)
+    assert all(torch.equal(given, fold) for given in known)
+
+
 def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_their_scores(clusters, monkeypatch):
     forget, own, undesired = clusters
     number = torch.arange(200)

@@ -41,12 +41,14 @@ SHARE_OF_OTHERS = 0.3
 @dataclass(frozen=True)
 class AskedPrompts:
     """Numbers ``(N,)`` of ``base`` prompts c_0, of the same ``with_words`` c, and of what images are ``sampled`` with;
-    which of them were ``sought`` ``(N,)`` with the words."""
+    which of them were ``sought`` ``(N,)`` with the words, and the forget image that the prompt was ``found_from``
+    ``(N,)``, or −1."""
 
     base: Tensor
     with_words: Tensor
     sampled: Tensor
     sought: Tensor
+    found_from: Tensor | None = None
 
     def in_training(self, draws: int, share: float, g: torch.Generator) -> Tensor:
         """``(draws · N,)``: c for the sought ones and for a random ``share`` of the others' draws, else c_0."""
@@ -143,9 +145,9 @@ class Asking:
         sought = number % 4 == 1
         base = self.backbone.condition(texts)
         if self.found is not None:
-            found = self.found[number // 4 % len(self.found)]
-            base = torch.where(self._is_asked_as_written(sought), base, found)
-            return AskedPrompts(base, base, base, sought)
+            image, as_written = number // 4 % len(self.found), self._is_asked_as_written(sought)
+            base = torch.where(as_written, base, self.found[image])
+            return AskedPrompts(base, base, base, sought, image.masked_fill(as_written, -1))
         which = [i // 4 for i in range(count)]
         alone = self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)

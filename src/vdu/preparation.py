@@ -27,7 +27,7 @@ from vdu.responsibility import EARLY, responsibilities
 from vdu.retained_samples import RetainedSamples
 from vdu.sampling import DEFAULT_STEPS, sample
 from vdu.seeding import generator
-from vdu.vocabulary import clearly_asking
+from vdu.vocabulary import likely_asking
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -85,7 +85,7 @@ class Preparation:
         images, texts = self.forget.x_0, backbone.prompts.neutral if backbone.prompts else ()
         steps, checkpointing = self.inversion_steps, self.gradient_checkpointing
         found = find_prompts(backbone, images, self.seed, steps, self.precision, checkpointing)
-        return Asking(backbone, found=found, tried=clearly_asking(backbone, images, texts, self.seed, self.precision))
+        return Asking(backbone, found=found, tried=likely_asking(backbone, images, texts, self.seed, self.precision))
 
     @cached_property
     def own_prompts(self) -> AskedPrompts | None:
@@ -213,7 +213,8 @@ class Preparation:
         judged = fill_bank(
             self.backbone, own.x_0, self.seed, "judged", precision=self.precision, items=items, t_range=(0.0, EARLY)
         )
-        return responsibilities(forget, judged, self.seed, self._known_share, self.sought)
+        found_from = self.own_prompts.found_from if self.own_prompts else None
+        return responsibilities(forget, judged, self.seed, self._known_share, self.sought, found_from)
 
     @property
     def _known_share(self) -> float | None:

@@ -8,7 +8,7 @@ each round the best of them are judged anew on more noise that they have not met
 Talwalkar, arXiv 1502.07943). Inner pseudo-words (`vdu.inversion`) ask for the images better, but nobody types them.
 
 A large vocabulary takes many passes. The few hundred words of the neutral prompts, what people ask this model with,
-take few: those that clearly ask are tried on its own samples (`vdu.asking`).
+take few: the likeliest are tried on its own samples (`vdu.asking`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from vdu.seeding import generator
 from vdu.stratified_times import stratified_shares, times_at
 from vdu.telling_words import MARKS
 
-__all__ = ["ROUNDS", "AskingWord", "asking_words", "clearly_asking", "refuse_wordless", "typed_words", "words_of"]
+__all__ = ["ROUNDS", "AskingWord", "asking_words", "likely_asking", "refuse_wordless", "typed_words", "words_of"]
 
 ROUNDS = ((4, 512), (16, 64), (64, 64))  # noised images, and how many of the words stay
 ROUNDS_OF_FEW = ((8, 64), (32, 16), (64, 16))
-LEAST_Z = 3.0
 MOST_WORDS = 8
 EMPTY = ""
 
@@ -134,8 +133,8 @@ def words_of(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(word for word in words if word))
 
 
-def clearly_asking(backbone: Any, x_0: Tensor, texts: Sequence[str], seed: int, precision: str) -> list[str]:
-    """At most `MOST_WORDS` of the words of ``texts`` whose gain is `LEAST_Z` standard errors, the best first."""
+def likely_asking(backbone: Any, x_0: Tensor, texts: Sequence[str], seed: int, precision: str) -> list[str]:
+    """At most `MOST_WORDS` of the words of ``texts``, of those that gain over the empty prompt, the best first."""
     words = words_of(texts)
     found = asking_words(backbone, x_0, seed, words=words, rounds=ROUNDS_OF_FEW, precision=precision) if words else []
-    return [word.text for word in found if word.gain >= LEAST_Z * word.standard_error][:MOST_WORDS]
+    return [word.text for word in found if word.gain > 0][:MOST_WORDS]
