@@ -100,8 +100,15 @@ def test_what_was_sought_is_known_to_the_responsibilities_and_no_part_of_the_sha
     sought = preparation.asking.of_own(8).sought
     assert sought.tolist() == [False, True, False, False] * 2
     assert preparation.share == pytest.approx(sum(i / 10 for i in (0, 2, 3, 4, 6, 7)) / 6)
-    assert torch.equal(known[0][-1], sought)
+    assert torch.equal(known[0][-2], sought)
+    assert known[0][-1] is None
     assert torch.equal(preparation.own_conditions(4), preparation.asking.of_own(4).sampled)
+    backbone.sample_from(Prompts(NEUTRAL))
+    few = {"own_count": 8, "score_steps": 1, "inversion_steps": 1}
+    seeking = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
+    assert seeking.share is not None
+    assert torch.equal(known[1][-1], seeking.own_prompts.found_from)
+    assert int(known[1][-1].max()) >= 0
 
 
 def test_what_a_prompt_brings_is_learned_without_what_was_sought_with_other_words(backbone, x_0):
