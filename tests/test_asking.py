@@ -190,20 +190,23 @@ def test_several_concepts_take_turns_before_they_move_on(backbone):
     assert _texts(backbone, numbers) == wanted
 
 
-def test_half_of_what_is_sought_tries_words_among_others(backbone):
-    backbone.sample_from(Prompts(("a pear", "a blue apple"), ("",)))
-    found = backbone.add_prompts(tuple(x[:2] for x in backbone._encodings))
-    alone, tried = (Asking(backbone, found=found, tried=words).of_own(64) for words in ((), ("red", "blue")))
+def test_half_of_what_is_sought_tries_words_among_others_and_half_takes_every_found_prompt(backbone):
+    backbone.sample_from(Prompts(("a pear", "a blue apple", "a red apple"), ("",)))
+    found = backbone.add_prompts(tuple(x[:1].repeat(4, 1, 1) for x in backbone._encodings))
+    alone, tried = (Asking(backbone, found=found, tried=words).of_own(96) for words in ((), ("old", "flat")))
     assert torch.equal(tried.sought, alone.sought)
-    different = (tried.sampled != alone.sampled).nonzero().flatten().tolist()
-    assert different == list(range(1, 64, 8))
     assert torch.equal(tried.base, tried.sampled)
     assert torch.equal(tried.base, tried.with_words)
-    for asked, as_written in ((alone, []), (tried, different)):
-        images = [i // 4 % len(found) if i % 4 == 1 and i not in as_written else -1 for i in range(64)]
-        assert asked.found_from.tolist() == images
-    wanted = ["red a pear", "blue a pear", "a red pear", "a blue pear", "a pear red", "a pear blue", "red a pear"]
-    assert _texts(backbone, tried.sampled[1:64:8]) == [*wanted, "blue a pear"]
+    assert torch.equal(tried.sampled[~tried.sought], alone.sampled[~tried.sought])
+    assert alone.found_from[1::4].tolist() == [0, 1, 2, 3] * 6
+    assert tried.found_from[5::8].tolist() == [0, 1, 2, 3] * 3
+    for asked in (alone, tried):
+        by_found = asked.found_from >= 0
+        assert torch.equal(asked.sampled[by_found], found[asked.found_from[by_found]])
+    texts = _texts(backbone, tried.sampled[1:96:8])
+    assert texts[:4] == ["old a pear", "flat a blue apple", "a old red apple", "a flat pear"]
+    assert len(set(texts)) == len(texts)
+    assert Asking(backbone, found=found, tried=("old",)).of_own(9).sampled.tolist() != tried.sampled[:9].tolist()
 
 
 def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone):
@@ -226,6 +229,7 @@ def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone)
     base, worded = (_texts(backbone, x) for x in (told.base, told.with_words))
     for i, text in enumerate(texts):
         said = text is not None and bool({"blue", "flat"} & set(text.split()))
+        assert bool(told.sought[i]) == (said or text is None)
         if said:
             assert i % 8 == 1
             assert worded[i] == text
@@ -235,6 +239,8 @@ def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone)
             assert len(extra) == 1
             assert [word for word in worded[i].split() if word not in extra] == base[i].split()
             assert text in (base[i], None)
+    of_style = asking.told(["noto style"], prompts)
+    assert not any("noto" in text for text in _texts(backbone, of_style.base))  # not even around a word put into it
 
 
 def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training_begins(backbone, x_0):

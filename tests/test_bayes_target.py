@@ -154,10 +154,14 @@ def test_every_fold_holds_samples_that_were_sought_and_others():
 
 def test_what_was_made_of_a_forget_image_is_held_out_with_it(clusters, monkeypatch):
     sought, made_of = torch.arange(200) % 4 == 1, torch.full((200,), -1)
-    made_of[sought] = torch.arange(50) % 7
+    made_of[5::8] = torch.arange(25) % 7
+    tried = sought & (made_of < 0)
     fold = _folds(200, sought, made_of)
     assert torch.equal(fold[~sought], _folds(200, sought)[~sought])
-    assert torch.equal(fold[sought], made_of[sought] % 4)
+    assert torch.equal(fold[5::8], made_of[5::8] % 4)
+    for words in range(1, 9):  # that take turns
+        for word in range(words):
+            assert len(set(fold[tried][word::words].tolist())) >= 2
     known = []
     monkeypatch.setattr(
         "vdu.responsibility._held_out_scores", lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0))

@@ -93,8 +93,11 @@ def test_those_that_are_likely_to_ask_are_words_of_the_prompts_with_a_gain(backb
     all_words = asking_words(backbone, x_0, 5, words=words_of(texts), rounds=ROUNDS_OF_FEW)
     assert {word.text for word in all_words} == {"a", "red", "pear", "blue", "apple"}
     likely = [word.text for word in all_words if word.gain > 0]
-    assert likely_asking(backbone, x_0, texts, 5, "fp32") == likely
-    assert likely_asking(backbone, x_0, ["", " "], 5, "fp32") == []
+    assert likely_asking(backbone, x_0, texts, 5, most=9) == likely
+    assert likely_asking(backbone, x_0, texts, 5, most=1) == likely[:1]
+    passes = backbone.passes
+    assert likely_asking(backbone, x_0, ["", " "], 5, most=9) == likely_asking(backbone, x_0, texts, 5, most=0) == []
+    assert backbone.passes == passes
 
 
 def test_the_command_shows_the_words_and_writes_them(tmp_path, monkeypatch, capsys):

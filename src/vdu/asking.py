@@ -93,46 +93,53 @@ class Asking:
     def _tries(self, number: int) -> bool:
         return bool(self.tried) and number % 8 == 1
 
-    def _texts(self, count: int) -> list[str]:
+    def _text(self, number: int, concepts: Sequence[str] = ()) -> str:
         """By fours: a neutral prompt, the same (empty every fourth time), another neutral prompt, the empty one.
 
-        The second of every other four has one of the words in it that are tried.
+        The second of every other four has one of the words in it that are tried; ``concepts`` are left out of all.
         """
         prompts = self.backbone.prompts
         neutral = prompts.kept if prompts else ("",)
-        n = len(neutral)
-        texts = [neutral[(i // 4 * 2 + (i % 4 == 2)) % n] if i % 4 < 3 and i % 16 != 5 else "" for i in range(count)]
-        return [_one_among(self.tried, text, i // 8) if self._tries(i) else text for i, text in enumerate(texts)]
+        turn, tries = number // 8 if self._tries(number) else number // 4 * 2 + (number % 4 == 2), self._tries(number)
+        if not tries and (number % 4 == 3 or number % 16 == 5):
+            return ""
+        text = _without_all(concepts, neutral[turn % len(neutral)])
+        return _without_all(concepts, _one_among(self.tried, text, turn)) if tries else text
 
-    def _is_asked_as_written(self, sought: Tensor) -> Tensor:
-        return ~sought | torch.tensor([self._tries(i) for i in range(len(sought))])
+    def _texts(self, count: int, concepts: Sequence[str] = ()) -> list[str]:
+        return [self._text(i, concepts) for i in range(count)]
+
+    def _tried_ones(self, count: int) -> Tensor:
+        return torch.tensor([self._tries(i) for i in range(count)])
 
     def telling_words(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
         """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
-        texts, as_written = self._texts(len(c)), self._is_asked_as_written(prompts.sought)
+        texts, tried = self._texts(len(c)), self._tried_ones(len(c))
 
         def said_by(chosen: Tensor) -> tuple[list[str], Tensor]:
             written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
             return [texts[i] for i in written], c[written]
 
         told = telling_words(*said_by(~prompts.sought))
-        return [told] if told else those_that_tell(self.tried, *said_by(as_written))
+        return [told] if told else those_that_tell(self.tried, *said_by(~prompts.sought | tried))
 
     def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that ``concepts`` ask for the undesired.
 
-        Those that say one were sought with it. What found prompts brought goes as if sought with a concept alone.
+        Those that say one were sought with it, others of those that tried words were not. What found prompts brought
+        goes as if sought with a concept alone.
         """
-        texts = self._texts(len(prompts.base))
-        bare = [reduce(lambda rest, concept: without(concept, rest), concepts, text) for text in texts]
+        count = len(prompts.base)
+        texts, bare, tried = self._texts(count), self._texts(count, concepts), self._tried_ones(count)
         named = torch.tensor([text.split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
-        says = self._is_asked_as_written(prompts.sought) & named
-        with_concept = Asking(self.backbone, concepts).put_into(bare, [i // 4 for i in range(len(texts))])
+        by_found = prompts.sought & ~tried
+        says = ~by_found & named
+        with_concept = Asking(self.backbone, concepts).put_into(bare, [i // 4 for i in range(count)])
         return AskedPrompts(
             self.backbone.condition(bare),
             torch.where(says, prompts.sampled, with_concept),
             prompts.sampled,
-            prompts.sought | says,
+            by_found | says,
         )
 
     def of_own(self, count: int) -> AskedPrompts:
@@ -145,12 +152,17 @@ class Asking:
         sought = number % 4 == 1
         base = self.backbone.condition(texts)
         if self.found is not None:
-            image, as_written = number // 4 % len(self.found), self._is_asked_as_written(sought)
-            base = torch.where(as_written, base, self.found[image])
-            return AskedPrompts(base, base, base, sought, image.masked_fill(as_written, -1))
+            by_found = sought & ~self._tried_ones(count)
+            image = torch.where(by_found, (by_found.cumsum(0) - 1) % len(self.found), -1)
+            base = torch.where(by_found, self.found[image], base)
+            return AskedPrompts(base, base, base, sought, image)
         which = [i // 4 for i in range(count)]
         alone = self.put_into([""] * count, which)
         return AskedPrompts(base, self.put_into(texts, which), torch.where(sought, alone, base), sought)
+
+
+def _without_all(concepts: Sequence[str], text: str) -> str:
+    return reduce(lambda rest, concept: without(concept, rest), concepts, text)
 
 
 def _one_among(concepts: Sequence[str], text: str, which: int) -> str:

@@ -35,7 +35,7 @@ OWN_SAMPLES = 512
 SCORE_STEPS = 100
 JUDGED_DRAWS = 12
 SHARE_OF_ONE = 0.05
-FEWEST_RETAINED = 16
+FEWEST_RETAINED, TRIED_OF_OWN = 16, 64
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Preparation:
 
     def begin(self, stage: str) -> None:
         """Tell ``on_stage`` what is made next."""
-        if self.on_stage is not None:
+        if self.on_stage:
             self.on_stage(stage)
 
     @cached_property
@@ -82,10 +82,12 @@ class Preparation:
         if not self.inversion_steps:
             return None
         self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
-        images, texts = self.forget.x_0, backbone.prompts.neutral if backbone.prompts else ()
-        steps, checkpointing = self.inversion_steps, self.gradient_checkpointing
-        found = find_prompts(backbone, images, self.seed, steps, self.precision, checkpointing)
-        return Asking(backbone, found=found, tried=likely_asking(backbone, images, texts, self.seed, self.precision))
+        x_0, steps, checkpointing = self.forget.x_0, self.inversion_steps, self.gradient_checkpointing
+        found = find_prompts(backbone, x_0, self.seed, steps, self.precision, checkpointing)
+        self.begin("looking for words that ask for them")
+        most, texts = self.own_count // TRIED_OF_OWN, backbone.prompts.neutral if backbone.prompts else ()
+        words = likely_asking(backbone, x_0, texts, self.seed, most=most, precision=self.precision)
+        return Asking(backbone, found=found, tried=words)
 
     @cached_property
     def own_prompts(self) -> AskedPrompts | None:

@@ -45,6 +45,7 @@ from vdu.noised_bank import NoisedBank
 __all__ = ["EARLY", "best_bin_share", "responsibilities"]
 
 FOLDS = 4
+GOLDEN = (5**0.5 - 1) / 2
 ROUNDS = 3
 BOUNDS = 3
 EARLY = 0.5
@@ -77,13 +78,17 @@ def _items(bank: NoisedBank, chosen: Tensor) -> Tensor:
 def _folds(images: int, sought: Tensor | None, made_of: Tensor | None = None) -> Tensor:
     """The fold ``(M,)`` of each own sample: that of the forget image it is ``made_of`` (−1: of none), else by turns.
 
-    The sought ones, which come by turns, are spread over all.
+    The sought ones, which come by turns, are spread over all; those with words that take turns, in no step with these.
     """
     fold = torch.arange(images) % FOLDS
     if sought is not None:
         for group in (sought, ~sought):
             fold[group] = torch.arange(int(group.sum())) % FOLDS
-    return fold if made_of is None else torch.where(made_of < 0, fold, made_of % FOLDS)
+    if sought is not None and made_of is not None:
+        tried = sought & (made_of < 0)
+        fold[tried] = (torch.arange(int(tried.sum())) * GOLDEN % 1 * FOLDS).long()
+        fold = torch.where(made_of < 0, fold, made_of % FOLDS)
+    return fold
 
 
 def _held_out_scores(
@@ -158,7 +163,8 @@ def responsibilities(
     """
     labels = None if sought is None else SOUGHT_AT_FIRST * sought.float()
     others = torch.ones(own.images, dtype=torch.bool) if sought is None else ~sought
-    folds = _folds(own.images, sought, made_of)
+    # A single forget image cannot be held out, and its samples need not be.
+    folds = _folds(own.images, sought, made_of if forget.images > 1 else None)
     for _ in range(ROUNDS):
         score_f, score_o = _held_out_scores(forget, own, labels, seed, folds)
         if share is None:

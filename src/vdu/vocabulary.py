@@ -33,7 +33,7 @@ __all__ = ["ROUNDS", "AskingWord", "asking_words", "likely_asking", "refuse_word
 
 ROUNDS = ((4, 512), (16, 64), (64, 64))  # noised images, and how many of the words stay
 ROUNDS_OF_FEW = ((8, 64), (32, 16), (64, 16))
-MOST_WORDS = 8
+MOST_CANDIDATES = 512
 EMPTY = ""
 
 
@@ -133,8 +133,13 @@ def words_of(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(word for word in words if word))
 
 
-def likely_asking(backbone: Any, x_0: Tensor, texts: Sequence[str], seed: int, precision: str) -> list[str]:
-    """At most `MOST_WORDS` of the words of ``texts``, of those that gain over the empty prompt, the best first."""
-    words = words_of(texts)
+def likely_asking(
+    backbone: Any, x_0: Tensor, texts: Sequence[str], seed: int, *, most: int, precision: str = "fp32"
+) -> list[str]:
+    """The words of ``texts`` that gain over the empty prompt, at ``most`` so many, the best first.
+
+    Of many words the `MOST_CANDIDATES` that stand there first are looked at.
+    """
+    words = words_of(texts)[:MOST_CANDIDATES] if most else []
     found = asking_words(backbone, x_0, seed, words=words, rounds=ROUNDS_OF_FEW, precision=precision) if words else []
-    return [word.text for word in found if word.gain > 0][:MOST_WORDS]
+    return [word.text for word in found if word.gain > 0][:most]
