@@ -76,7 +76,7 @@ def test_a_row_is_made_longer_only_by_words_beside_it():
 @pytest.mark.parametrize(
     ("texts", "c"),
     [
-        (TEXTS, _c(TEXTS, "noto", 0.35, 0.02)),  # what the words bring is mostly something else
+        (TEXTS, _c(TEXTS, "noto", 0.35, 0.02)),  # the words bring too little of it
         (TEXTS[:21], _c(TEXTS[:21], "noto", 0.9, 0.0)),  # seven prompts may be an accident
         (TEXTS[:3] * 9, _c(TEXTS[:3] * 9, "noto", 0.9, 0.0)),  # one prompt, however often
         (["a cat in noto style"] * 20, torch.full((20,), 0.9)),  # no prompt is without them

@@ -20,7 +20,7 @@ from vdu.model_zoo import find_zoo_model
 from vdu.recipe import RECIPES
 from vdu.seeding import generator
 from vdu.text_to_image.autoencoder import decode_latents, encode_images
-from vdu.text_to_image.evaluators import domain_corpus, seen
+from vdu.text_to_image.evaluators import CLASSES, domain_corpus, seen, train_evaluator
 from vdu.text_to_image.prompt_set import judged_objects
 from vdu.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recipe
 from vdu.text_to_image.templates import FORMS, PARAPHRASES, caption
@@ -157,19 +157,33 @@ def test_judges_are_tested_on_objects_that_they_were_not_trained_on(corpus):
     assert {thing for thing in emoji.objects if seen(thing)}.isdisjoint({t for t in emoji.objects if not seen(t)})
 
 
-def test_judges_learn_every_picture_also_as_the_autoencoder_gives_it_back(corpus, run):
+def test_the_style_judge_learns_every_picture_also_as_the_autoencoder_gives_it_back(
+    corpus, run, recipe, tmp_path, monkeypatch
+):
     emoji = read_emoji(corpus, 32)
     vae = AutoencoderKL.from_pretrained(run / "autoencoder")
     decoded = decode_latents(vae, encode_images(vae, emoji.images, batch_size=3), batch_size=5)
     with torch.no_grad():
         first = vae(emoji.images[:1].float() / 127.5 - 1).sample
     torch.testing.assert_close(decoded[:1].float(), (first.clamp(-1, 1) + 1) * 127.5, atol=0.51, rtol=0)
-    alone, both = (domain_corpus(emoji, "object", True, view) for view in (None, decoded))
+    alone, both = (domain_corpus(emoji, "style", True, view) for view in (None, decoded))
     count = len(alone.images)
     assert torch.equal(both.images[:count], alone.images)
     assert torch.equal(both.labels, alone.labels.repeat(2))
     index = [emoji.images.eq(image).flatten(1).all(1).nonzero()[0].item() for image in alone.images]
     assert torch.equal(both.images[count:], decoded[index])
+    learned = {}
+    monkeypatch.setattr(
+        "vdu.text_to_image.evaluators.train_classifier", lambda *a: learned.update({a[0].class_names: a[:2]}) or (0, 0)
+    )
+    monkeypatch.setattr("vdu.text_to_image.evaluators.save_classifier", lambda *a: None)
+    for domain in CLASSES:
+        train_evaluator(recipe, emoji, decoded, domain, tmp_path)
+    assert [len(train.images) for train, _ in learned.values()] == [
+        2 * count,
+        len(domain_corpus(emoji, "object", True).images),
+    ]
+    assert torch.equal(learned[both.class_names][1].images, domain_corpus(emoji, "style", False).images)
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run, tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ SHARE_OF_OTHERS = 0.3
 @dataclass(frozen=True)
 class AskedPrompts:
     """Numbers ``(N,)`` of ``base`` prompts c_0, of the same ``with_words`` c, and of what images are ``sampled`` with;
-    which of them were ``sought`` ``(N,)`` with the words, and the forget image that the prompt was ``found_from``
-    ``(N,)``, or −1."""
+    which of them were ``sought`` ``(N,)`` with what may bring the undesired, and the forget image that the prompt was
+    ``found_from`` ``(N,)``, or −1."""
 
     base: Tensor
     with_words: Tensor

@@ -225,7 +225,7 @@ class Preparation:
 
     @property
     def found_words(self) -> Sequence[str]:
-        """What was found that the undesired is called; empty where it was given or the method has not asked for it."""
+        """What was found that it is called; empty where it was given or the method has not asked for it."""
         return self.__dict__.get("told_words", ()) if self.asking and not self.asking.concepts else ()
 
     @property
@@ -239,8 +239,7 @@ class Preparation:
 
     @property
     def share(self) -> float:
-        """π, the undesired share of what the model makes without being asked for it: as given, assumed, or estimated
-        without labels."""
+        """π, the undesired share of what the model makes without being asked for it."""
         if self._known_share is not None:
             return self._known_share
         sought = self.sought

@@ -42,7 +42,7 @@ def _rows(text: str) -> Iterator[str]:
 
 
 def _tested(texts: Sequence[str], c: Tensor) -> Iterator[tuple[float, float, str, list[int]]]:
-    """z, c̄_w − c̄_¬w, the row and which texts say it, of all rows that stand in enough prompts and mostly tell."""
+    """z, c̄_w − c̄_¬w, the row and which texts say it, of all rows that stand in enough prompts and bring enough."""
     where: defaultdict[str, set[int]] = defaultdict(set)
     for i, text in enumerate(texts):
         for row in filter(None, _rows(text)):
