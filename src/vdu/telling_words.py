@@ -11,7 +11,8 @@ those that stand in the same prompts the longest row is taken ("in noto style" f
 Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
 the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄.
 
-Where no row tells, words that were tried on purpose (`vdu.vocabulary`) are put to the same test, each for itself.
+Where no row tells, words that were tried on purpose (`vdu.vocabulary`) are put to the same test, each for itself, with
+a smaller share: they stand among others, which ask for something else ("a tongue face": of 13 with "face" 7 show one).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = ["MARKS", "telling_words", "those_that_tell"]
 MARKS = " .,;:!?()[]{}\"“”‘’'"
 FEWEST_PROMPTS = 8
 LEAST_SHARE = 0.4
+LEAST_SHARE_OF_TRIED = 0.25
 LEAST_Z = 4.0
 LEAST_Z_OF_LONGER = 3.0
 LEAST_MORE_OF_LONGER = 0.2
@@ -41,7 +43,9 @@ def _rows(text: str) -> Iterator[str]:
             yield " ".join(words[first:last]).strip(MARKS)
 
 
-def _tested(texts: Sequence[str], c: Tensor) -> Iterator[tuple[float, float, str, list[int]]]:
+def _tested(
+    texts: Sequence[str], c: Tensor, least_share: float = LEAST_SHARE
+) -> Iterator[tuple[float, float, str, list[int]]]:
     """z, c̄_w − c̄_¬w, the row and which texts say it, of all rows that stand in enough prompts and bring enough."""
     where: defaultdict[str, set[int]] = defaultdict(set)
     for i, text in enumerate(texts):
@@ -55,7 +59,7 @@ def _tested(texts: Sequence[str], c: Tensor) -> Iterator[tuple[float, float, str
         said = torch.zeros(len(texts), dtype=torch.bool)
         said[list(saying)] = True
         share = float(c[said].mean())
-        if share >= LEAST_SHARE:
+        if share >= least_share:
             more = share - float(c[~said].mean())
             yield more / (spread * (1 / len(saying) + 1 / others) ** 0.5), more, row, sorted(saying)
 
@@ -77,5 +81,6 @@ def telling_words(texts: Sequence[str], c: Tensor) -> str | None:
 
 def those_that_tell(words: Sequence[str], texts: Sequence[str], c: Tensor) -> list[str]:
     """Those of ``words`` that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``, best first."""
-    rows = [row for row in _tested(texts, c.double()) if row[0] >= LEAST_Z and row[2] in words]
+    tested = _tested(texts, c.double(), LEAST_SHARE_OF_TRIED)
+    rows = [row for row in tested if row[0] >= LEAST_Z and row[2] in words]
     return [word for *_, word, _ in sorted(rows, reverse=True)]
