@@ -9,7 +9,7 @@ they stand in enough different prompts, bring much of the undesired, and far mor
 those that stand in the same prompts the longest row is taken ("in noto style" for "noto").
 
 Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
-the prompts that say it, those that say the longer one have z ≥ 2.5 over the others and a much larger c̄.
+the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄.
 
 Where no row tells, words that were tried on purpose (`vdu.vocabulary`) are put to the same test, each for itself, with
 a smaller share: they stand among others, which ask for something else ("a tongue face": of 13 with "face" 7 show one).
@@ -30,7 +30,7 @@ FEWEST_PROMPTS = 8
 LEAST_SHARE = 0.4
 LEAST_SHARE_OF_TRIED = 0.25
 LEAST_Z = 4.0
-LEAST_Z_OF_LONGER = 2.5
+LEAST_Z_OF_LONGER = 3.0
 LEAST_MORE_OF_LONGER = 0.2
 LEAST_SPREAD = 1e-6
 
