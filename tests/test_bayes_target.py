@@ -152,16 +152,20 @@ def test_every_fold_holds_samples_that_were_sought_and_others():
     assert torch.equal(_folds(200, None), torch.arange(200) % 4)
 
 
+@pytest.mark.parametrize("words", range(1, 9))
+def test_words_that_take_turns_are_each_tried_in_more_than_one_fold(words):
+    sought, made_of = torch.arange(512) % 4 == 1, torch.full((512,), -1)
+    made_of[5::8] = torch.arange(64) % 50
+    fold = _folds(512, sought, made_of)[1::8]
+    assert all(len(set(fold[word::words].tolist())) > 1 for word in range(words))
+
+
 def test_what_was_made_of_a_forget_image_is_held_out_with_it(clusters, monkeypatch):
     sought, made_of = torch.arange(200) % 4 == 1, torch.full((200,), -1)
     made_of[5::8] = torch.arange(25) % 7
-    tried = sought & (made_of < 0)
     fold = _folds(200, sought, made_of)
     assert torch.equal(fold[~sought], _folds(200, sought)[~sought])
     assert torch.equal(fold[5::8], made_of[5::8] % 4)
-    for words in range(1, 9):  # that take turns
-        for word in range(words):
-            assert len(set(fold[tried][word::words].tolist())) >= 2
     known = []
     monkeypatch.setattr(
         "vdu.responsibility._held_out_scores", lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0))
