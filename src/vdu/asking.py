@@ -36,6 +36,7 @@ __all__ = ["AskedPrompts", "Asking"]
 
 SHARE_OF_FORGET = 2 / 3
 SHARE_OF_OTHERS = 0.3
+OWN_OF_TRIED = 64  # own samples for a word that is tried: eight are asked for with it
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class AskedPrompts:
     sampled: Tensor
     sought: Tensor
     found_from: Tensor | None = None
+
+    @property
+    def by_found(self) -> Tensor:
+        """Which were asked for with found prompts ``(N,)``; the others with what is written."""
+        return torch.zeros_like(self.sought) if self.found_from is None else self.found_from >= 0
 
     def in_training(self, draws: int, share: float, g: torch.Generator) -> Tensor:
         """``(draws · N,)``: c for the sought ones and for a random ``share`` of the others' draws, else c_0."""
@@ -93,35 +99,32 @@ class Asking:
     def _tries(self, number: int) -> bool:
         return bool(self.tried) and number % 8 == 1
 
-    def _text(self, number: int, concepts: Sequence[str] = ()) -> str:
+    def _texts(self, count: int, concepts: Sequence[str] = ()) -> list[str]:
         """By fours: a neutral prompt, the same (empty every fourth time), another neutral prompt, the empty one.
 
         The second of every other four has one of the words in it that are tried; ``concepts`` are left out of all.
         """
         prompts = self.backbone.prompts
-        neutral = prompts.kept if prompts else ("",)
-        turn, tries = number // 8 if self._tries(number) else number // 4 * 2 + (number % 4 == 2), self._tries(number)
-        if not tries and (number % 4 == 3 or number % 16 == 5):
-            return ""
-        text = _without_all(concepts, neutral[turn % len(neutral)])
-        return _without_all(concepts, _one_among(self.tried, text, turn)) if tries else text
+        neutral = [_without_all(concepts, text) for text in (prompts.kept if prompts else ("",))]
+        n = len(neutral)
 
-    def _texts(self, count: int, concepts: Sequence[str] = ()) -> list[str]:
-        return [self._text(i, concepts) for i in range(count)]
+        def text(i: int) -> str:
+            if self._tries(i):
+                return _without_all(concepts, _one_among(self.tried, neutral[i // 8 % n], i // 8))
+            return "" if i % 4 == 3 or i % 16 == 5 else neutral[(i // 4 * 2 + (i % 4 == 2)) % n]
 
-    def _tried_ones(self, count: int) -> Tensor:
-        return torch.tensor([self._tries(i) for i in range(count)])
+        return [text(i) for i in range(count)]
 
     def telling_words(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
         """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
-        texts, tried = self._texts(len(c)), self._tried_ones(len(c))
+        texts = self._texts(len(c))
 
         def said_by(chosen: Tensor) -> tuple[list[str], Tensor]:
             written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
             return [texts[i] for i in written], c[written]
 
         told = telling_words(*said_by(~prompts.sought))
-        return [told] if told else those_that_tell(self.tried, *said_by(~prompts.sought | tried))
+        return [told] if told else those_that_tell(self.tried, *said_by(~prompts.by_found))
 
     def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that ``concepts`` ask for the undesired.
@@ -130,16 +133,15 @@ class Asking:
         goes as if sought with a concept alone.
         """
         count = len(prompts.base)
-        texts, bare, tried = self._texts(count), self._texts(count, concepts), self._tried_ones(count)
+        texts, bare = self._texts(count), self._texts(count, concepts)
         named = torch.tensor([text.split() != rest.split() for text, rest in zip(texts, bare, strict=True)])
-        by_found = prompts.sought & ~tried
-        says = ~by_found & named
+        says = ~prompts.by_found & named
         with_concept = Asking(self.backbone, concepts).put_into(bare, [i // 4 for i in range(count)])
         return AskedPrompts(
             self.backbone.condition(bare),
             torch.where(says, prompts.sampled, with_concept),
             prompts.sampled,
-            by_found | says,
+            prompts.by_found | says,
         )
 
     def of_own(self, count: int) -> AskedPrompts:
@@ -152,7 +154,7 @@ class Asking:
         sought = number % 4 == 1
         base = self.backbone.condition(texts)
         if self.found is not None:
-            by_found = sought & ~self._tried_ones(count)
+            by_found = sought & ~torch.tensor([self._tries(i) for i in range(count)])
             image = torch.where(by_found, (by_found.cumsum(0) - 1) % len(self.found), -1)
             base = torch.where(by_found, self.found[image], base)
             return AskedPrompts(base, base, base, sought, image)

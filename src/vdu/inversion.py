@@ -41,6 +41,7 @@ def find_prompts(
     backbone: StableDiffusionBackbone,
     x_0: Tensor,
     seed: int,
+    *,
     steps: int,
     precision: str = "fp32",
     gradient_checkpointing: bool = False,

@@ -1,7 +1,6 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
-Own samples of a model that takes text are asked as `vdu.asking` says; where forget images have captions of their own,
-or no prompts are sought, by turns with neutral prompts and theirs.
+Own samples of a model with text are asked as `vdu.asking` says; without that, by turns with neutral and forget prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from vdu.asking import SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
+from vdu.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.backbone import Backbone
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.closed_form import ClosedForm
@@ -35,7 +34,7 @@ OWN_SAMPLES = 512
 SCORE_STEPS = 100
 JUDGED_DRAWS = 12
 SHARE_OF_ONE = 0.05
-FEWEST_RETAINED, TRIED_OF_OWN = 16, 64
+FEWEST_RETAINED = 16
 
 
 @dataclass
@@ -44,8 +43,7 @@ class Preparation:
 
     ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be; ``inversion_steps``, which a method
     that learns at prompts sets before it asks for anything, whether and how long prompts are sought;
-    ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted.
-    ``on_stage`` is told what is being made.
+    ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted; ``on_stage`` is told what is made.
     """
 
     backbone: Backbone
@@ -67,7 +65,7 @@ class Preparation:
 
     def begin(self, stage: str) -> None:
         """Tell ``on_stage`` what is made next."""
-        if self.on_stage:
+        if self.on_stage is not None:
             self.on_stage(stage)
 
     @cached_property
@@ -83,9 +81,11 @@ class Preparation:
             return None
         self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
         x_0, steps, checkpointing = self.forget.x_0, self.inversion_steps, self.gradient_checkpointing
-        found = find_prompts(backbone, x_0, self.seed, steps, self.precision, checkpointing)
+        found = find_prompts(
+            backbone, x_0, self.seed, steps=steps, precision=self.precision, gradient_checkpointing=checkpointing
+        )
         self.begin("looking for words that ask for them")
-        most, texts = self.own_count // TRIED_OF_OWN, backbone.prompts.neutral if backbone.prompts else ()
+        most, texts = self.own_count // OWN_OF_TRIED, backbone.prompts.neutral if backbone.prompts else ()
         words = likely_asking(backbone, x_0, texts, self.seed, most=most, precision=self.precision)
         return Asking(backbone, found=found, tried=words)
 
