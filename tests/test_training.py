@@ -63,6 +63,27 @@ def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatc
     assert len(list((tmp_path / "parts" / "checkpoints").iterdir())) == 2
 
 
+def test_a_recipe_can_start_from_the_weights_of_another_model(recipe, data, tmp_path):
+    first = train(recipe, data, tmp_path / "first")
+    # A rate at which nothing moves: what comes out is what it began with.
+    still = _with(recipe, learning_rate=1e-30).model_copy(update={"start_from": str(first)})
+    begun = load_file(train(still, data, tmp_path / "second") / "unet" / "diffusion_pytorch_model.safetensors")
+    weights = load_file(first / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(begun[name], weights[name]) for name in weights)
+    with pytest.raises(VduError, match="other settings"):
+        train(still, data, tmp_path / "first")
+
+
+def test_weights_of_another_geometry_and_unknown_models_are_refused(recipe, data, tmp_path):
+    wider = recipe.model_copy(update={"unet": recipe.unet | {"block_out_channels": [8, 24]}})
+    first = train(wider, data, tmp_path / "first")
+    with pytest.raises(VduError, match=r"recipe tiny cannot start from .*: size mismatch for "):
+        train(recipe.model_copy(update={"start_from": str(first)}), data, tmp_path / "run")
+    with pytest.raises(VduError, match="no model 'mnits': did you mean 'mnist'"):
+        train(recipe.model_copy(update={"start_from": "mnits"}), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_state_of_other_settings_is_refused(recipe, data, tmp_path):
     train(recipe, data, tmp_path / "run")
     for other in (_with(recipe, seed=1), _with(recipe, flip=True)):

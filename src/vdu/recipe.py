@@ -103,6 +103,7 @@ def check_shape(table: str, network: nn.Module, x_t: Tensor, **condition: Tensor
 class Recipe(BaseModel):
     """A model to train: corpus, `UNet2DModel` arguments, noise schedule, training settings, its judge.
 
+    ``start_from``: a DDPM of the same geometry, by its zoo name or folder, whose weights the training begins with.
     ``without``: classes that the network never sees, which makes it the oracle that unlearning is measured against.
     """
 
@@ -113,6 +114,7 @@ class Recipe(BaseModel):
     noise: dict[str, Any]
     training: Training
     classifier: ClassifierSettings = ClassifierSettings()
+    start_from: str | None = None
     without: list[str] = []
 
     @model_validator(mode="after")

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
+from vdu.backbone.loading import load_backbone
 from vdu.checkpoint import write_tensors
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
+from vdu.errors import VduError
+from vdu.model_zoo import named_model
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.recipe import Recipe, Training
@@ -64,6 +67,20 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     return training_loss(predict, scheduler, x, training.min_snr_gamma, g)
 
 
+def _first_weights(recipe: Recipe) -> UNet2DModel:
+    torch.manual_seed(recipe.training.seed)
+    model = UNet2DModel(**recipe.unet)
+    if recipe.start_from is not None:
+        zoo = named_model(recipe.start_from)
+        begun = load_backbone(zoo.pipeline if zoo else recipe.start_from).network
+        try:
+            model.load_state_dict(begun.state_dict())
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise VduError(f"recipe {recipe.name} cannot start from {recipe.start_from}: {first}") from error
+    return model
+
+
 def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train ``recipe`` on the corpus in ``data``; goes on where an earlier run into ``out`` stopped.
 
@@ -71,9 +88,9 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA weights, for the posterior), ``out/log.jsonl``
     and ``out/provenance.json``. Returns the pipeline folder.
     """
-    corpus, settings = recipe.load_corpus(data).without(recipe.without), recipe.training
-    torch.manual_seed(settings.seed)
-    model, scheduler = UNet2DModel(**recipe.unet), DDPMScheduler(**recipe.noise)
+    settings = recipe.training
+    model, scheduler = _first_weights(recipe), DDPMScheduler(**recipe.noise)
+    corpus = recipe.load_corpus(data).without(recipe.without)
     average = train_with_average(
         model,
         training_run(settings, out, recipe.sha256(), recipe.shorter()),
