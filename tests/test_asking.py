@@ -285,7 +285,7 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
 
 @pytest.mark.usefixtures("few_samples")
 def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.asking.telling_words", lambda texts, c: "red")
+    monkeypatch.setattr("vdu.asking.telling_words", lambda *_: "red")
     prompts, forget = Prompts(NEUTRAL), torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1
     few = {"steps": 1, "guard_every_steps": 0, "batch_size": 2, "own_samples": 8, "score_steps": 1}
     for steps, words in ((1, ["red"]), (0, [])):

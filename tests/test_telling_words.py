@@ -54,6 +54,25 @@ def test_of_two_that_share_words_the_one_that_brings_it_is_told():
     assert telling_words(texts, alike) == "in fluent"
 
 
+def test_tried_words_bear_witness_to_which_of_two_that_look_alike_it_is():
+    styles = ("noto", "fluent 3d", "fluent flat", "old")
+    texts = [f"a {thing} in {style} style" for thing, style in product(THINGS, styles)] * 2
+    g = torch.Generator().manual_seed(0)
+    level = torch.tensor([0.72 if "3d" in t else 0.57 if "fluent" in t else 0.1 for t in texts])
+    c = (level + 0.1 * torch.randn(len(texts), generator=g)).clamp(0, 1)
+    assert telling_words(texts, c) == "in fluent"
+    tried = ["3d", "fluent", "old"] * 20
+
+    def told(**levels):
+        tried_c = torch.tensor([levels.get(word.replace("3", "three"), 0.3) for word in tried])
+        return telling_words(texts, c, tried, tried_c)
+
+    assert told(threed=0.9, fluent=0.55) == "in fluent 3d style"
+    assert told(threed=0.6, fluent=0.6) == "in fluent"
+    # Without a word that both have there is nothing to compare with.
+    assert telling_words(texts, c, ["3d"] * 40, torch.full((40,), 0.95)) == "in fluent"
+
+
 @pytest.mark.parametrize("levels", [(0.98, 0.95, 0.02), (0.9, 0.75, 0.15)])
 def test_a_row_is_not_made_longer_for_a_small_difference(levels):
     things = [f"{kind} face" for kind in THINGS] + [

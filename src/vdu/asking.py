@@ -123,7 +123,9 @@ class Asking:
             written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
             return [texts[i] for i in written], c[written]
 
-        told = telling_words(*said_by(~prompts.sought))
+        trying = [i for i in range(len(c)) if self._tries(i)]
+        tried = [self.tried[i // 8 % len(self.tried)] for i in trying]
+        told = telling_words(*said_by(~prompts.sought), tried, c[trying])
         return [told] if told else those_that_tell(self.tried, *said_by(~prompts.by_found))
 
     def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:

@@ -9,10 +9,12 @@ they stand in enough different prompts, bring much of the undesired, and far mor
 those that stand in the same prompts the longest row is taken ("in noto style" for "noto").
 
 Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
-the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄.
+the prompts that say it, those that say the longer one have z ≥ 2.5 over the others and a much larger c̄. Words that were
+tried on purpose (`vdu.vocabulary`) bear witness there: samples with one that only the longer row has ("3d") count with
+it, samples with one that both have ("fluent") with the others.
 
-Where no row tells, words that were tried on purpose (`vdu.vocabulary`) are put to the same test, each for itself, with
-a smaller share: they stand among others, which ask for something else ("a tongue face": of 13 with "face" 7 show one).
+Where no row tells, tried words are put to the same test, each for itself, with a smaller share: they stand among
+others, which ask for something else ("a tongue face": of 13 with "face" 7 show one).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ FEWEST_PROMPTS = 8
 LEAST_SHARE = 0.4
 LEAST_SHARE_OF_TRIED = 0.25
 LEAST_Z = 4.0
-LEAST_Z_OF_LONGER = 3.0
+LEAST_Z_OF_LONGER = 2.5
 LEAST_MORE_OF_LONGER = 0.2
 LEAST_SPREAD = 1e-6
 
@@ -43,44 +45,68 @@ def _rows(text: str) -> Iterator[str]:
             yield " ".join(words[first:last]).strip(MARKS)
 
 
-def _tested(
-    texts: Sequence[str], c: Tensor, least_share: float = LEAST_SHARE
-) -> Iterator[tuple[float, float, str, list[int]]]:
-    """z, c̄_w − c̄_¬w, the row and which texts say it, of all rows that stand in enough prompts and bring enough."""
+def _compared(said: Tensor, unsaid: Tensor) -> tuple[float, float]:
+    """z and c̄_w − c̄_¬w from the c of those that say w and of the others."""
+    n, others = len(said), len(unsaid)
+    spread = max(LEAST_SPREAD, float(torch.cat([said, unsaid]).std()))
+    more = float(said.mean()) - float(unsaid.mean())
+    return more / (spread * (1 / n + 1 / others) ** 0.5), more
+
+
+def _saying(texts: Sequence[str], c: Tensor, least_share: float = LEAST_SHARE) -> Iterator[tuple[str, list[int]]]:
+    """The rows that stand in enough prompts, but not in all, and bring enough; and which texts say them."""
     where: defaultdict[str, set[int]] = defaultdict(set)
     for i, text in enumerate(texts):
         for row in filter(None, _rows(text)):
             where[row].add(i)
-    spread = max(LEAST_SPREAD, float(c.std())) if len(c) > 1 else LEAST_SPREAD
     for row, saying in where.items():
-        others = len(texts) - len(saying)
-        if len({texts[i] for i in saying}) < FEWEST_PROMPTS or not others:
+        chosen = sorted(saying)
+        if len({texts[i] for i in chosen}) < FEWEST_PROMPTS or len(chosen) == len(texts):
             continue
-        said = torch.zeros(len(texts), dtype=torch.bool)
-        said[list(saying)] = True
-        share = float(c[said].mean())
-        if share >= least_share:
-            more = share - float(c[~said].mean())
-            yield more / (spread * (1 / len(saying) + 1 / others) ** 0.5), more, row, sorted(saying)
+        if float(c[chosen].mean()) >= least_share:
+            yield row, chosen
 
 
-def telling_words(texts: Sequence[str], c: Tensor) -> str | None:
-    """The words that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``; None where none do."""
-    told, c = None, c.double()
-    rows = [row for row in _tested(texts, c) if row[0] >= LEAST_Z]
+def _split(c: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    said = torch.zeros(len(c), dtype=torch.bool)
+    said[list(chosen)] = True
+    return c[said], c[~said]
+
+
+def _witnesses(told: str, longer: str, tried: Sequence[str], c: Tensor) -> tuple[Tensor, Tensor]:
+    """c of samples with tried words that only ``longer`` has, and of those with words that ``told`` has too."""
+    both = torch.tensor([word in told.split() for word in tried], dtype=torch.bool)
+    only = torch.tensor([word in longer.split() for word in tried], dtype=torch.bool) & ~both
+    return (c[only], c[both]) if only.any() and both.any() else (c[:0], c[:0])
+
+
+def telling_words(
+    texts: Sequence[str], c: Tensor, tried: Sequence[str] = (), tried_c: Tensor | None = None
+) -> str | None:
+    """The words that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``; None where none do.
+
+    ``tried``: the word that each of other samples was asked with, those of responsibilities ``tried_c``.
+    """
+    c, tried_c = c.double(), torch.zeros(0).double() if tried_c is None else tried_c.double()
+    found = [(*_compared(*_split(c, saying)), row, saying) for row, saying in _saying(texts, c)]
+    rows, told = [row for row in found if row[0] >= LEAST_Z], None
     while rows:
-        _, _, told, saying = max(rows, key=lambda row: (row[0], len(row[2].split()), row[2]))
-        texts, c = [texts[i] for i in saying], c[saying]
-        rows = [
-            (z, more, row, saying)
-            for z, more, row, saying in _tested(texts, c)
-            if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER and f" {told} " in f" {row} "
-        ]
+        _, _, told, chosen = max(rows, key=lambda row: (row[0], len(row[2].split()), row[2]))
+        texts, c = [texts[i] for i in chosen], c[chosen]
+        longer = [(row, saying) for row, saying in _saying(texts, c) if f" {told} " in f" {row} "]
+        rows = []
+        for row, saying in longer:
+            sides = zip(_split(c, saying), _witnesses(told, row, tried, tried_c), strict=True)
+            z, more = _compared(*(torch.cat(side) for side in sides))
+            if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER:
+                rows.append((z, more, row, saying))
     return told
 
 
 def those_that_tell(words: Sequence[str], texts: Sequence[str], c: Tensor) -> list[str]:
     """Those of ``words`` that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``, best first."""
-    tested = _tested(texts, c.double(), LEAST_SHARE_OF_TRIED)
-    rows = [row for row in tested if row[0] >= LEAST_Z and row[2] in words]
-    return [word for *_, word, _ in sorted(rows, reverse=True)]
+    c = c.double()
+    rows = [
+        (_compared(*_split(c, saying)), row) for row, saying in _saying(texts, c, LEAST_SHARE_OF_TRIED) if row in words
+    ]
+    return [word for (z, _), word in sorted(rows, reverse=True) if z >= LEAST_Z]
