@@ -126,6 +126,8 @@ def test_own_samples_weigh_more_and_are_no_target_where_text_is_read():
     vdu, ga = find_method("vdu"), find_method("ga")
     assert make_settings(vdu, {}).gamma == 0.6
     assert (make_settings(vdu, {}).for_text().gamma, make_settings(vdu, {}).for_text().strength) == (0.75, 2.5)
+    assert (make_settings(vdu, {}).learning_rate, make_settings(vdu, {}).for_text().learning_rate) == (2e-4, 1e-4)
+    assert make_settings(vdu, {"learning_rate": 2e-4}).for_text().learning_rate == 2e-4
     given = make_settings(vdu, {"gamma": 0.6}).for_text()
     assert (given.gamma, given.strength, given.retained_samples) == (0.6, 2.5, False)
     assert make_settings(vdu, {}).retained_samples

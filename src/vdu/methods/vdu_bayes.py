@@ -19,7 +19,7 @@ from torch import nn
 from vdu.bayes_target import BayesTarget
 from vdu.errors import VduError
 from vdu.noised_bank import NoisedBank
-from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive
+from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective
 from vdu.preparation import Preparation
 
 __all__ = ["METHOD"]
@@ -29,7 +29,7 @@ class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
     steps: Count = 150
-    learning_rate: Positive = 2e-4
+    learning_rate: float = Field(2e-4, gt=0, description="of Adam; 1e-4 with text")
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
     inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
@@ -44,7 +44,7 @@ class Settings(MethodSettings):
     def for_text(self) -> Self:
         if self.retained_samples and "retained_samples" in self.model_fields_set:
             raise VduError("retained_samples is for models that take no text: leave it out")
-        usual = {"gamma": 0.75, "retained_samples": False}
+        usual = {"gamma": 0.75, "learning_rate": 1e-4, "retained_samples": False}
         return self.model_copy(update={k: v for k, v in usual.items() if k not in self.model_fields_set})
 
 
