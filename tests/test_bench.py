@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 
 from vdu import VduError
 from vdu.bench.plots import KINDS, plot
+from vdu.bench.suite import SUITES, read_suite
 from vdu.bench.tables import read_rows, render
+from vdu.model_zoo import find_zoo_model
 
 
 @pytest.fixture
@@ -122,3 +124,12 @@ def test_a_table_of_some_seeds_is_made_of_their_rows_only(results):
     assert len(rows[0]) == 4
     with pytest.raises(VduError, match="no result is of the seed '99'"):
         render("some", results, "table", [], [99])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.toml")))
+def test_every_shipped_suite_asks_for_classes_that_its_model_knows(name):
+    suite = read_suite(name)
+    zoo = find_zoo_model(suite.model)
+    assert zoo is not None
+    asked = {*suite.targets, *(target for arm in suite.methods.values() for target in arm.targets or ())}
+    assert asked <= set(zoo.class_names)
