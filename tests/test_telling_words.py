@@ -61,7 +61,7 @@ def test_tried_words_bear_witness_to_which_of_two_that_look_alike_it_is():
     level = torch.tensor([0.72 if "3d" in t else 0.57 if "fluent" in t else 0.1 for t in texts])
     c = (level + 0.1 * torch.randn(len(texts), generator=g)).clamp(0, 1)
     assert telling_words(texts, c) == "in fluent"
-    tried = ["3d", "fluent", "old"] * 20
+    tried = ["3d", "fluent", "old", "in", "style"] * 20
 
     def told(**levels):
         tried_c = torch.tensor([levels.get(word.replace("3", "three"), 0.3) for word in tried])
@@ -69,8 +69,19 @@ def test_tried_words_bear_witness_to_which_of_two_that_look_alike_it_is():
 
     assert told(threed=0.9, fluent=0.55) == "in fluent 3d style"
     assert told(threed=0.6, fluent=0.6) == "in fluent"
-    # Without a word that both have there is nothing to compare with.
+    # Equal witnesses never make it longer, however high they are and however many of each; nor does a lone one.
+    assert told(threed=0.95, fluent=0.95) == "in fluent"
+    assert telling_words(texts, c, ["3d"] * 40 + ["fluent"] * 8, torch.full((48,), 0.95)) == "in fluent"
     assert telling_words(texts, c, ["3d"] * 40, torch.full((40,), 0.95)) == "in fluent"
+
+
+def test_words_that_bring_nothing_themselves_are_no_witnesses():
+    things = [f"{kind} {what}" for kind, what in product(THINGS, ("face", "thing"))]
+    texts = [f"a {thing} in {style} style" for thing, style in product(things, STYLES)]
+    g = torch.Generator().manual_seed(0)
+    c = (_c(texts, "noto", 0.8, 0.1) + 0.2 * torch.randn(len(texts), generator=g)).clamp(0, 1)
+    tried = ["face", "in", "style"] * 12
+    assert telling_words(texts, c, tried, torch.tensor([0.45, 0.1, 0.1] * 12)) == "in noto style"
 
 
 @pytest.mark.parametrize("levels", [(0.98, 0.95, 0.02), (0.9, 0.75, 0.15)])

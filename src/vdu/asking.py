@@ -36,6 +36,7 @@ __all__ = ["AskedPrompts", "Asking"]
 
 SHARE_OF_FORGET = 2 / 3
 SHARE_OF_OTHERS = 0.3
+SILVER = 2**0.5 - 1  # a word's neutral prompts by such steps: lists of prompts go by turns, and so do the words
 OWN_OF_TRIED = 64  # own samples for a word that is tried: eight are asked for with it
 
 
@@ -110,7 +111,8 @@ class Asking:
 
         def text(i: int) -> str:
             if self._tries(i):
-                return _without_all(concepts, _one_among(self.tried, neutral[i // 8 % n], i // 8))
+                among = neutral[int(i // 8 * SILVER % 1 * n)]
+                return _without_all(concepts, _one_among(self.tried, among, i // 8))
             return "" if i % 4 == 3 or i % 16 == 5 else neutral[(i // 4 * 2 + (i % 4 == 2)) % n]
 
         return [text(i) for i in range(count)]

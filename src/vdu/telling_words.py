@@ -9,9 +9,10 @@ they stand in enough different prompts, bring much of the undesired, and far mor
 those that stand in the same prompts the longest row is taken ("in noto style" for "noto").
 
 Things that look alike can share words ("in fluent", of which one style is flat): the row is made longer where, among
-the prompts that say it, those that say the longer one have z ≥ 2.5 over the others and a much larger c̄. Words that were
-tried on purpose (`vdu.vocabulary`) bear witness there: samples with one that only the longer row has ("3d") count with
-it, samples with one that both have ("fluent") with the others.
+the prompts that say it, those that say the longer one have z ≥ 3 over the others and a much larger c̄. Words that were
+tried on purpose (`vdu.vocabulary`) bear witness there: samples with the best one that only the longer row has ("3d")
+against samples with the best one that both have ("fluent"), if that brings something at all ("in" says nothing). Then
+the mean of both differences counts, and (z + z_tried) / √2, of which 2.5 is enough.
 
 Where no row tells, tried words are put to the same test, each for itself, with a smaller share: they stand among
 others, which ask for something else ("a tongue face": of 13 with "face" 7 show one).
@@ -32,7 +33,8 @@ FEWEST_PROMPTS = 8
 LEAST_SHARE = 0.4
 LEAST_SHARE_OF_TRIED = 0.25
 LEAST_Z = 4.0
-LEAST_Z_OF_LONGER = 2.5
+LEAST_Z_OF_LONGER = 3.0
+LEAST_Z_WITNESSED = 2.5
 LEAST_MORE_OF_LONGER = 0.2
 LEAST_SPREAD = 1e-6
 
@@ -73,11 +75,23 @@ def _split(c: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     return c[said], c[~said]
 
 
-def _witnesses(told: str, longer: str, tried: Sequence[str], c: Tensor) -> tuple[Tensor, Tensor]:
-    """c of samples with tried words that only ``longer`` has, and of those with words that ``told`` has too."""
-    both = torch.tensor([word in told.split() for word in tried], dtype=torch.bool)
-    only = torch.tensor([word in longer.split() for word in tried], dtype=torch.bool) & ~both
-    return (c[only], c[both]) if only.any() and both.any() else (c[:0], c[:0])
+def _best(words: set[str], tried: Sequence[str], c: Tensor) -> Tensor:
+    """c of the samples with that tried word of ``words`` that brings most; none where none was tried."""
+    of_word = [c[[i for i, word in enumerate(tried) if word == w]] for w in sorted(words & set(tried))]
+    return max(of_word, key=lambda x: float(x.mean()), default=c[:0])
+
+
+def _is_longer(told: str, row: str, split: tuple[Tensor, Tensor], tried: Sequence[str], tried_c: Tensor) -> float:
+    """z of the longer ``row`` over ``told`` where it is enough, else 0; ``split``: c of prompts with it and without."""
+    z, more = _compared(*split)
+    both = {word.strip(MARKS) for word in told.split()}
+    only = {word.strip(MARKS) for word in row.split()} - both
+    with_only, with_both = _best(only, tried, tried_c), _best(both, tried, tried_c)
+    if not len(with_only) or not len(with_both) or float(with_both.mean()) < LEAST_SHARE_OF_TRIED:
+        return z if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER else 0.0
+    z_tried, more_tried = _compared(with_only, with_both)
+    z, more = (z + z_tried) / 2**0.5, (more + more_tried) / 2
+    return z if z >= LEAST_Z_WITNESSED and more >= LEAST_MORE_OF_LONGER else 0.0
 
 
 def telling_words(
@@ -88,18 +102,14 @@ def telling_words(
     ``tried``: the word that each of other samples was asked with, those of responsibilities ``tried_c``.
     """
     c, tried_c = c.double(), torch.zeros(0).double() if tried_c is None else tried_c.double()
-    found = [(*_compared(*_split(c, saying)), row, saying) for row, saying in _saying(texts, c)]
+    found = [(_compared(*_split(c, saying))[0], row, saying) for row, saying in _saying(texts, c)]
     rows, told = [row for row in found if row[0] >= LEAST_Z], None
     while rows:
-        _, _, told, chosen = max(rows, key=lambda row: (row[0], len(row[2].split()), row[2]))
+        _, told, chosen = max(rows, key=lambda row: (row[0], len(row[1].split()), row[1]))
         texts, c = [texts[i] for i in chosen], c[chosen]
         longer = [(row, saying) for row, saying in _saying(texts, c) if f" {told} " in f" {row} "]
-        rows = []
-        for row, saying in longer:
-            sides = zip(_split(c, saying), _witnesses(told, row, tried, tried_c), strict=True)
-            z, more = _compared(*(torch.cat(side) for side in sides))
-            if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER:
-                rows.append((z, more, row, saying))
+        judged = [(_is_longer(told, row, _split(c, saying), tried, tried_c), row, saying) for row, saying in longer]
+        rows = [row for row in judged if row[0]]
     return told
 
 
