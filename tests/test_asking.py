@@ -209,6 +209,19 @@ def test_half_of_what_is_sought_tries_words_among_others_and_half_takes_every_fo
     assert torch.equal(Asking(backbone, found=found, tried=("old", "flat")).of_own(9).sampled, tried.sampled[:9])
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 8])
+def test_every_tried_word_meets_neutral_prompts_of_every_kind_though_both_go_by_turns(backbone, count):
+    kinds = [f"kind{k}" for k in range(6)]
+    neutral = tuple(f"thing{i // 6} {kinds[i % 6]}" for i in range(300))
+    backbone.sample_from(Prompts(neutral, ("",)))
+    words = [f"word{w}" for w in range(count)]
+    texts = Asking(backbone, found=torch.zeros(1).long(), tried=words)._texts(512)
+    for word in words:
+        met = [sum(word in text.split() and kind in text.split() for text in texts) for kind in kinds]
+        assert sum(met) in (512 // 8 // count, 512 // 8 // count + 1)
+        assert max(met) - min(met) <= 3
+
+
 def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone):
     things = ("pear", "apple", "red pear", "red apple", "apple pear", "pear pear", "apple apple", "pear a")
     neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import vdu.averaged_training
 import vdu.training
 from vdu import VduError
+from vdu.backbone import weights_sha256
 from vdu.checkpoint import save_state
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
@@ -70,17 +71,32 @@ def test_a_recipe_can_start_from_the_weights_of_another_model(recipe, data, tmp_
     begun = load_file(train(still, data, tmp_path / "second") / "unet" / "diffusion_pytorch_model.safetensors")
     weights = load_file(first / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(begun[name], weights[name]) for name in weights)
+    provenance = json.loads((tmp_path / "second" / "provenance.json").read_text())
+    assert provenance["started_from"] == {
+        "model": str(first),
+        "sha256": weights_sha256(UNet2DModel.from_pretrained(first / "unet")),
+    }
     with pytest.raises(VduError, match="other settings"):
         train(still, data, tmp_path / "first")
 
 
-def test_weights_of_another_geometry_and_unknown_models_are_refused(recipe, data, tmp_path):
-    wider = recipe.model_copy(update={"unet": recipe.unet | {"block_out_channels": [8, 24]}})
-    first = train(wider, data, tmp_path / "first")
-    with pytest.raises(VduError, match=r"recipe tiny cannot start from .*: size mismatch for "):
-        train(recipe.model_copy(update={"start_from": str(first)}), data, tmp_path / "run")
-    with pytest.raises(VduError, match="no model 'mnits': did you mean 'mnist'"):
-        train(recipe.model_copy(update={"start_from": "mnits"}), data, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"unet": {"block_out_channels": [8, 24]}}, "its block_out_channels is [8, 16], the recipe's [8, 24]"),
+        ({"unet": {"norm_num_groups": 2}}, "its norm_num_groups is 4, the recipe's 2"),
+        ({"noise": {"prediction_type": "v_prediction"}}, "it predicts epsilon, the recipe's network v_prediction"),
+        ({"noise": {"beta_schedule": "squaredcos_cap_v2"}}, "its noise schedule is another one"),
+        ({"start_from": "mnits"}, "no model 'mnits': did you mean 'mnist'"),
+        ({"start_from": "emoji"}, "it is no unconditional DDPM"),
+        ({"without": ["3"]}, "which recipe tiny starts from, may have seen 3: remove start_from"),
+    ],
+)
+def test_what_cannot_be_started_from_is_refused_before_any_work(change, said, recipe, data, tmp_path):
+    first = train(recipe, data, tmp_path / "first")
+    change = {k: getattr(recipe, k) | v if isinstance(v, dict) else v for k, v in change.items()}
+    with pytest.raises(VduError, match=re.escape(said)):
+        train(recipe.model_copy(update={"start_from": str(first)} | change), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -18,17 +19,15 @@ from torch import Tensor, nn
 
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
-from vdu.backbone.loading import load_backbone
 from vdu.checkpoint import write_tensors
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
-from vdu.errors import VduError
-from vdu.model_zoo import named_model
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.recipe import Recipe, Training
 from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
+from vdu.starting_weights import starting_weights
 from vdu.training_loss import training_loss
 
 __all__ = [
@@ -67,20 +66,6 @@ def _loss(model: UNet2DModel, scheduler: DDPMScheduler, corpus: Corpus, training
     return training_loss(predict, scheduler, x, training.min_snr_gamma, g)
 
 
-def _first_weights(recipe: Recipe) -> UNet2DModel:
-    torch.manual_seed(recipe.training.seed)
-    model = UNet2DModel(**recipe.unet)
-    if recipe.start_from is not None:
-        zoo = named_model(recipe.start_from)
-        begun = load_backbone(zoo.pipeline if zoo else recipe.start_from).network
-        try:
-            model.load_state_dict(begun.state_dict())
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
-            raise VduError(f"recipe {recipe.name} cannot start from {recipe.start_from}: {first}") from error
-    return model
-
-
 def train(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train ``recipe`` on the corpus in ``data``; goes on where an earlier run into ``out`` stopped.
 
@@ -89,7 +74,8 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     and ``out/provenance.json``. Returns the pipeline folder.
     """
     settings = recipe.training
-    model, scheduler = _first_weights(recipe), DDPMScheduler(**recipe.noise)
+    scheduler = DDPMScheduler(**recipe.noise)
+    model, begun = starting_weights(recipe, scheduler)
     corpus = recipe.load_corpus(data).without(recipe.without)
     average = train_with_average(
         model,
@@ -101,7 +87,8 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     with replacing(out / "pipeline") as beside:
         DDPMPipeline(unet=average, scheduler=scheduler).save_pretrained(beside)
     without = "".join(f" --without {name}" for name in recipe.without)
-    write_provenance(out, f"vdu train {recipe.name} --data DATA --out OUT{without}", recipe, recipe.sha256(), corpus)
+    command = f"vdu train {recipe.name} --data DATA --out OUT{without}"
+    write_provenance(out, command, recipe, recipe.sha256(), corpus, begun)
     return out / "pipeline"
 
 
@@ -137,8 +124,15 @@ def checkpoint_path(out: Path, step: int) -> Path:
     return out / "checkpoints" / f"step-{step:06d}.safetensors"
 
 
-def write_provenance(out: Path, command: str, recipe: BaseModel, sha256: str, corpus: Corpus | Emoji) -> None:
-    """``out/provenance.json``: what the pipeline beside it was trained from."""
+def write_provenance(
+    out: Path,
+    command: str,
+    recipe: BaseModel,
+    sha256: str,
+    corpus: Corpus | Emoji,
+    begun: dict[str, Any] | None = None,
+) -> None:
+    """``out/provenance.json``: what the pipeline beside it was trained from, ``begun`` as of `starting_weights`."""
     provenance = {
         "command": command,
         "recipe": recipe.model_dump(),
@@ -146,5 +140,5 @@ def write_provenance(out: Path, command: str, recipe: BaseModel, sha256: str, co
         "data_sha256": corpus.sha256,
         "images": len(corpus.images),
         "torch": torch.__version__,
-    }
+    } | (begun or {})
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
