@@ -43,23 +43,21 @@ def test_the_words_of_highest_z_are_told_and_not_their_neighbours_or_parts():
     assert telling_words(texts, c) == max(rows, key=lambda row: (round(z(row), 6), len(row.split()))) == "in rain"
 
 
-def test_of_two_that_share_words_the_one_that_brings_it_is_told():
+def _fluent(of_3d, of_flat):
+    """Texts of four styles, two of which share a word, and c around what each of these two brings."""
     styles = ("noto", "fluent 3d", "fluent flat", "old")
     texts = [f"a {thing} in {style} style" for thing, style in product(THINGS, styles)] * 2
-    g = torch.Generator().manual_seed(0)
-    level = torch.tensor([0.8 if "3d" in t else 0.55 if "fluent" in t else 0.1 for t in texts])
-    c = (level + 0.1 * torch.randn(len(texts), generator=g)).clamp(0, 1)
-    assert telling_words(texts, c) == "in fluent 3d style"
-    alike = torch.where(level > 0.5, 0.8, 0.1) + 0.1 * torch.randn(len(texts), generator=g)
-    assert telling_words(texts, alike) == "in fluent"
+    level = torch.tensor([of_3d if "3d" in t else of_flat if "flat" in t else 0.1 for t in texts])
+    return texts, (level + 0.1 * torch.randn(len(texts), generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def test_of_two_that_share_words_the_one_that_brings_it_is_told():
+    assert telling_words(*_fluent(0.8, 0.55)) == "in fluent 3d style"
+    assert telling_words(*_fluent(0.8, 0.8)) == "in fluent"
 
 
 def test_tried_words_bear_witness_to_which_of_two_that_look_alike_it_is():
-    styles = ("noto", "fluent 3d", "fluent flat", "old")
-    texts = [f"a {thing} in {style} style" for thing, style in product(THINGS, styles)] * 2
-    g = torch.Generator().manual_seed(0)
-    level = torch.tensor([0.72 if "3d" in t else 0.57 if "fluent" in t else 0.1 for t in texts])
-    c = (level + 0.1 * torch.randn(len(texts), generator=g)).clamp(0, 1)
+    texts, c = _fluent(0.72, 0.57)
     assert telling_words(texts, c) == "in fluent"
     tried = ["3d", "fluent", "old", "in", "style"] * 20
 
