@@ -13,6 +13,7 @@ from vdu.bayes_target import BayesTarget, _weight, velocity_weight
 from vdu.discriminator import fit_head
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
+from vdu.multi_scale import multi_scale_error
 from vdu.noised_bank import NoisedBank, fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
@@ -248,7 +249,8 @@ def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
             f_original, f_forget = backbone.network(x_t, t).sample, undesired(x_t, t).sample
             target = (f_original - rho * f_forget) / (1 - rho) if rho > 0.005 else f_original
             v_per_eps = min(1 / float(backbone.alpha_bar[t]), 20) / float((1 / backbone.alpha_bar).clamp(max=20).mean())
-            total += v_per_eps * (1 - rho) * float((network(x_t, t).sample - target).pow(2).mean()) / 5
+            error = multi_scale_error(network(x_t, t).sample - target, (1 / backbone.alpha_bar[t] - 1).sqrt())
+            total += v_per_eps * (1 - rho) * float(error) / 5
     assert float(term(network, 5, generator(1, "x"))) == pytest.approx(total, rel=0.02, abs=1e-5)
 
 

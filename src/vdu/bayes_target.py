@@ -15,7 +15,8 @@ formula is affine with coefficients that sum to one, so it is the same in each. 
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
 
 ‖·‖² is in v, whatever the network predicts: Δv² = Δε²/ᾱ = Δx_0²/(1 − ᾱ) at equal x_t, up to a largest weight, over the
-mean of all times. In ε alone little is learned from high noise, where it is decided what the picture will be of.
+mean of all times. In ε alone little is learned from high noise, where it is decided what the picture will be of. And it
+is at all scales (`vdu.multi_scale`): there an error of all pixels together counts far more in the picture than in ε.
 
 With prompts c: ``p_r(x | c) ∝ p(x | c) P(retained | x)``, and where what is drawn does not depend on the prompt once
 it is known to be undesired or not,
@@ -47,6 +48,7 @@ from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.discriminator import Discriminator
+from vdu.multi_scale import multi_scale_error
 from vdu.noised_bank import NoisedBank, network_batches
 from vdu.precision import autocast
 from vdu.retained_samples import RetainedSamples
@@ -98,6 +100,8 @@ class BayesTarget:
         precision: str = "fp32",
     ) -> None:
         self.backbone, self.bank, self.precision = backbone, bank, precision
+        alpha_bar = backbone.alpha_bar.to(bank.t.device)[bank.t]
+        self._sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
 
         def rho(head: Discriminator, features: Tensor) -> Tensor:
             odds = strength * head(features, bank.t_share).exp()
@@ -139,7 +143,7 @@ class BayesTarget:
         """The weighted squared error on random items; a scalar."""
         i = torch.randint(len(self.rho), (batch_size,), generator=g).to(self.rho.device)
         output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
-        error = (output - self.target[i].float()).pow(2).mean(dim=(1, 2, 3))
+        error = multi_scale_error(output - self.target[i].float(), self._sigma[i])
         return (self.weight[i] * error).mean()
 
 
