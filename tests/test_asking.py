@@ -11,6 +11,7 @@ from vdu.bayes_target import BayesTarget
 from vdu.closed_form import ClosedForm
 from vdu.discriminator import fit_prompted_head
 from vdu.methods import find_method, make_settings
+from vdu.multi_scale import multi_scale_error
 from vdu.noising import Clean
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts, without
@@ -87,7 +88,7 @@ def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_th
     torch.testing.assert_close(own.original.float(), unworded, atol=5e-3, rtol=5e-3)
     i = torch.randint(len(own.t), (4,), generator=generator(0, "batch"))
     output = backbone.output(backbone.network, own.x_t[i], own.t[i], own.asked[i])
-    error = (output - term.target[i].float()).pow(2).mean(dim=(1, 2, 3))
+    error = multi_scale_error(output - term.target[i].float(), (1 / backbone.alpha_bar[own.t[i]] - 1).sqrt())
     wanted = (term.weight[i] * error).mean()
     torch.testing.assert_close(term(backbone.network, 4, generator(0, "batch")), wanted)
 
