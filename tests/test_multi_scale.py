@@ -17,6 +17,17 @@ def test_a_shift_of_the_whole_picture_counts_at_every_scale_that_is_open(size, s
     assert multi_scale_error(shifted, sigma) == pytest.approx([0.01 * count for count in counts], rel=1e-5)
 
 
+def test_areas_of_a_picture_that_is_no_power_of_two_are_as_equal_as_can_be():
+    error = torch.randn(1, 1, 20, 28, generator=torch.Generator().manual_seed(0))
+    total = float(error.pow(2).mean())
+    for scale, rows, columns in ((2, [2] * 10, [2] * 14), (4, [4] * 5, [4] * 7), (8, [7, 7, 6], [7] * 4)):
+        parts = [part for band in error.split(rows, 2) for part in band.split(columns, 3)]
+        total += scale * sum(float(part.mean()) ** 2 for part in parts) / len(parts)
+    halves = [part for band in error.split(10, 2) for part in band.split(14, 3)]
+    total += 16 * sum(float(part.mean()) ** 2 for part in halves) / 4 + 32 * float(error.mean()) ** 2
+    assert multi_scale_error(error, torch.tensor([150.0])).item() == pytest.approx(total)
+
+
 def test_an_error_that_no_wider_area_has_counts_once():
     checkered = (torch.arange(8).unsqueeze(1) + torch.arange(8)) % 2 * 2.0 - 1
     assert multi_scale_error(checkered.expand(1, 3, 8, 8), torch.tensor([150.0])).item() == pytest.approx(1)

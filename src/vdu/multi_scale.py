@@ -3,11 +3,11 @@
     ‖e‖²_σ = mean e² + Σ_s min(s, σ) mean (pool_s e)²,   s = 2, 4, 8, … until one area is the whole picture,
     σ = √((1 − ᾱ) / ᾱ): the noise as a share of the picture
 
-``pool_s`` is the mean over areas of s × s. Noise of one variance for all pixels has 1/s² of it in such a mean, so a
-shift of the whole picture hides in ``mean e²`` behind the pixels' own errors; but where there is little else than noise
-it decides how bright the picture will be, and nothing that comes after undoes it. Where there is little noise that has
-long been decided, and the error is the plain one. The weight s is that of the multiscale loss of Hoogeboom et al.,
-arXiv 2301.11093, which has it at all times.
+``pool_s`` is the mean over areas of s × s, or a little smaller where the picture's size asks for it. Noise of one
+variance for all pixels has 1/s² of it in such a mean, so a shift of the whole picture hides in ``mean e²`` behind the
+pixels' own errors; but where there is little else than noise it decides how bright the picture will be, and nothing
+that comes after undoes it. Where there is little noise that has long been decided, and the error is the plain one. The
+weight s is that of the multiscale loss of Hoogeboom et al., arXiv 2301.11093, which has it at all times.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ __all__ = ["multi_scale_error"]
 
 
 def multi_scale_error(error: Tensor, sigma: Tensor) -> Tensor:
-    """``(B,)`` of ``error`` ``(B, C, H, W)`` and ``sigma`` ``(B,)`` ≥ 0; areas overlap where sizes are odd."""
-    height, width = error.shape[-2:]
+    """``(B,)`` of ``error`` ``(B, C, H, W)`` and ``sigma`` ``(B,)`` ≥ 0."""
+    size = error.shape[-2:]
     total = error.pow(2).mean(dim=(1, 2, 3))
     scale = 2
-    while scale < 2 * max(height, width):
-        areas = (math.ceil(height / scale), math.ceil(width / scale))
-        pooled = functional.adaptive_avg_pool2d(error, areas)
+    while scale < 2 * max(size):
+        # As many areas as s × s needs, as equal as can be: 28 in areas of at most 8 are four of 7.
+        area = tuple(math.ceil(n / math.ceil(n / scale)) for n in size)
+        pooled = functional.avg_pool2d(error, area, ceil_mode=True)  # the adaptive one is not deterministic on a GPU
         total = total + sigma.clamp(max=scale) * pooled.pow(2).mean(dim=(1, 2, 3))
         scale *= 2
     return total
