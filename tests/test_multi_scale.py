@@ -11,13 +11,13 @@ from vdu.multi_scale import multi_scale_error
 
 
 @pytest.mark.parametrize(("size", "scales"), [((8, 8), (2, 4, 8)), ((28, 28), (2, 4, 8, 16, 32)), ((1, 1), ())])
-def test_a_shift_of_the_whole_picture_counts_at_every_scale_that_is_open(size, scales):
+def test_a_shift_of_the_whole_picture_counts_at_every_scale_up_to_the_noise(size, scales):
     shifted, sigma = torch.full((3, 3, *size), 0.1), torch.tensor([0.0, 3.0, 150.0])
     counts = [1, 1 + sum(min(s, 3) for s in scales), 1 + sum(scales)]
     assert multi_scale_error(shifted, sigma) == pytest.approx([0.01 * count for count in counts], rel=1e-5)
 
 
-def test_areas_of_a_picture_that_is_no_power_of_two_are_as_equal_as_can_be():
+def test_areas_of_a_picture_that_is_no_power_of_two_are_equal_but_for_the_last():
     error = torch.randn(1, 1, 20, 28, generator=torch.Generator().manual_seed(0))
     total = float(error.pow(2).mean())
     for scale, rows, columns in ((2, [2] * 10, [2] * 14), (4, [4] * 5, [4] * 7), (8, [7, 7, 6], [7] * 4)):

@@ -15,8 +15,8 @@ formula is affine with coefficients that sum to one, so it is the same in each. 
 variational objective of Panda et al., arXiv 2510.04058, taken in function space.
 
 ‖·‖² is in v, whatever the network predicts: Δv² = Δε²/ᾱ = Δx_0²/(1 − ᾱ) at equal x_t, up to a largest weight, over the
-mean of all times. In ε alone little is learned from high noise, where it is decided what the picture will be of. And it
-is at all scales (`vdu.multi_scale`): there an error of all pixels together counts far more in the picture than in ε.
+mean of all times. In ε alone little is learned from high noise, where it is decided what the picture will be of. And
+what wide areas share counts more (`vdu.multi_scale`): there such an error stands far out of the noise of their mean.
 
 With prompts c: ``p_r(x | c) ∝ p(x | c) P(retained | x)``, and where what is drawn does not depend on the prompt once
 it is known to be undesired or not,
