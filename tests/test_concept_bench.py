@@ -14,7 +14,7 @@ from vdu.backbone import load_backbone
 from vdu.bench.runner import Worker, run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
 from vdu.classifier import Classifier, ClassifierCard, save_classifier
-from vdu.concept_evaluation import evaluate_concept
+from vdu.concept_evaluation import _strongest, evaluate_concept
 from vdu.concept_prompts import ConceptPrompt, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.detector import load_detector
@@ -39,7 +39,7 @@ sampler_steps = 2
 template = "{target}"
 samples_per_prompt = 3
 guidance_scale = 2.0
-attack = { words = 2, rounds = 1, candidates = 2, images = 2, times = 2 }
+attack = { searches = 2, words = 2, rounds = 1, candidates = 2, images = 2, times = 2 }
 
 [methods.ga]
 method = "ga"
@@ -108,6 +108,9 @@ def test_a_run_says_what_the_judges_saw(results):
     assert row["ua_low"] == 0 < row["ua_high"]
     assert (row["ua_attack"], row["attack_success_without"], row["attack_success_added"]) == (0, 100, 0)
     assert row["attack_random_added"] == 0
+    searches = evaluation["attack"]["searches"]
+    assert len({search["random_prefix"] for search in searches}) == len(searches) == 2
+    assert [search["ua_attack"]["value"] for search in searches] == [0, 0]
     assert row["steps"] == 2
     assert row["samples"] == 5 * 3
     assert evaluation["attack"]["budget"]["words"] == len(evaluation["attack"]["prefix"].split()) == 2
@@ -238,6 +241,16 @@ def test_without_a_picture_of_the_target_there_is_no_attack_and_no_figure(zoo):
         evaluate_concept(backbone, backbone, judge, prompts, "appl", sampler)
     with pytest.raises(VduError, match="no plain prompt asks for 'noto'"):
         evaluate_concept(backbone, backbone, judge, prompts, "noto", sampler)
+
+
+def test_of_several_searches_the_strongest_counts_beside_the_luckiest_random_words():
+    made = [
+        {"prefix": prefix, "ua_attack": {"value": ua}, "random_added": {"value": chance}}
+        for prefix, ua, chance in (("a", 70.0, 5.0), ("b", 20.0, 3.0), ("c", 50.0, 9.0))
+    ]
+    found = _strongest(made)
+    assert (found["prefix"], found["ua_attack"]["value"], found["random_added"]["value"]) == ("b", 20.0, 9.0)
+    assert found["searches"] == made
 
 
 @pytest.mark.parametrize("name", ["emoji-styles", "emoji-objects"])

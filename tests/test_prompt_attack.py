@@ -34,6 +34,9 @@ def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
     losses, gradients = 6 * 8 + 1 + 4, 6
     assert first.evaluations == (losses + gradients) * 2 * 3
     assert first.record()["budget"]["rounds"] == 6
+    another = attack(backbone, backbone.network, x_0, TEXTS, SMALL, number=1)
+    assert another.random_prefix != first.random_prefix
+    assert another.loss_plain != first.loss_plain
 
 
 def test_its_loss_is_that_of_the_typed_prompt(backbone, x_0):

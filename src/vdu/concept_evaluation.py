@@ -91,8 +91,10 @@ def _attacked(
 ) -> dict[str, Any]:
     """Attack with the original's pictures that show the target; then its prompts bare, attacked, after random words.
 
-    The three are paired by seed; they are other samples than those of ``ua``. Since any words change the picture, some
-    show the target again by chance: ``random_added`` says how many.
+    The three are paired by seed; they are other samples than those of ``ua``. Figures are those of the search whose
+    words bring the target back most often, as an attacker who looks would keep them; ``searches`` has all. Since any
+    words change the picture, some show the target again by chance: ``random_added`` says how many, for those of as many
+    random words that do it most.
     """
     inside, judge = compared.inside, compared.judge
     shown = (compared.wanted(before) & (before.seen[inside] == compared.index)).nonzero().flatten()
@@ -102,14 +104,25 @@ def _attacked(
     # Spread over the list, in which prompts take turns: not several pictures of one prompt where there are more.
     shown = shown[torch.linspace(0, len(shown) - 1, min(budget.images, len(shown))).round().long()]
     texts = [before.prompts[int(i) % len(before.prompts)].text for i in shown]
-    found = attack(backbone, backbone.network, backbone.encode(before.pictures[shown]), texts, budget, sampler.seed)
-    asked = asking_for(before.prompts, compared.target)
-    drawn = [judge.draw(backbone, asked, sampler, words) for words in ("", found.prefix, found.random_prefix)]
-    bare, under, chance = (d.seen[inside] for d in drawn)
-    shares = attack_shares(bare, under, compared.index)
-    shares["random_added"] = attack_shares(bare, chance, compared.index)["success_added"]
-    record = {"status": "done"} | found.record() | {k: asdict(v) for k, v in shares.items()}
-    return compared.only_target("attack", drawn[1]) | {"attack": record}
+    x_0, asked = backbone.encode(before.pictures[shown]), asking_for(before.prompts, compared.target)
+    bare = judge.draw(backbone, asked, sampler).seen[inside]
+    searches: list[dict[str, Any]] = []
+    for number in range(budget.searches):
+        found = attack(backbone, backbone.network, x_0, texts, budget, sampler.seed, number)
+        under, chance = (judge.draw(backbone, asked, sampler, words) for words in (found.prefix, found.random_prefix))
+        shares = attack_shares(bare, under.seen[inside], compared.index)
+        shares["random_added"] = attack_shares(bare, chance.seen[inside], compared.index)["success_added"]
+        figures = {k: asdict(v) for k, v in shares.items()} | compared.only_target("attack", under)
+        searches.append(found.record() | figures)
+    record = {"status": "done"} | _strongest(searches)
+    return {name: record.pop(name) for name in compared.only_target("attack", None)} | {"attack": record}
+
+
+def _strongest(searches: list[dict[str, Any]]) -> dict[str, Any]:
+    """The search that brings the target back most often, beside the random words that do."""
+    strongest = min(searches, key=lambda search: search["ua_attack"]["value"])
+    by_chance = max((search["random_added"] for search in searches), key=lambda share: share["value"])
+    return strongest | {"random_added": by_chance, "searches": searches}
 
 
 def evaluate_concept(

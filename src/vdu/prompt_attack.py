@@ -7,7 +7,8 @@ with (Zhang et al., arXiv 2310.11868: the diffusion model is its own classifier,
 words for one prompt by projected gradient steps; here they are the same for all prompts of the target, found by greedy
 coordinate gradient (Zou et al., arXiv 2307.15043): the gradient at the embedding of each word proposes replacements
 −∇ᵀ(e_v − e_w), summed over the text encoders; a few drawn from the best are tried on L itself, the lowest is kept if it
-is lower. Cheaper and weaker than an attack on each prompt: what it does not find may still be found.
+is lower. Cheaper and weaker than an attack on each prompt: what it does not find may still be found. What is found
+hangs on where the search begins, so there are several, each on noise of its own.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ PROPOSED = 64
 
 
 class AttackBudget(BaseModel):
-    """How hard is tried: ``rounds · candidates · images · times`` forward passes, the gradients' beside."""
+    """How hard is tried: ``rounds · candidates · images · times`` forward passes a search, the gradients' beside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    searches: int = Field(3, ge=1, description="from other words, on other noise")
     words: int = Field(4, ge=1, description="k")
     rounds: int = Field(16, ge=1)
     candidates: int = Field(16, ge=1, description="replacements that are tried in a round")
@@ -144,22 +146,31 @@ def _replacements(gain: Tensor, chosen: list[int], count: int, g: torch.Generato
 
 
 def attack(
-    backbone: Any, network: nn.Module, x_0: Tensor, texts: Sequence[str], budget: AttackBudget, seed: int = 0
+    backbone: Any,
+    network: nn.Module,
+    x_0: Tensor,
+    texts: Sequence[str],
+    budget: AttackBudget,
+    seed: int = 0,
+    number: int = 0,
 ) -> Attack:
     """Attack the unlearned ``network`` with target latents ``x_0`` ``(M, *latent_shape)`` and their ``texts`` (M).
 
-    Only the first ``budget.images`` are used. The words may include the target's own name, as anyone could type it.
+    The search ``number`` of ``budget.searches``. Only the first ``budget.images`` are used. The words may include the
+    target's own name, as anyone could type it.
     Raises `VduError` for a model that reads no text and for a budget that does not fit into a prompt.
     """
     if not isinstance(backbone, StableDiffusionBackbone):
         raise VduError("a prompt attack needs a text-to-image model: this one takes no prompts")
-    started, g = time.monotonic(), generator(seed, "attack")
+    started, g = time.monotonic(), generator(seed, "attack", number)
     words, numbers = typed_words(backbone.tokenizers)
     longest = backbone.tokens([""]).shape[1]
     if not words or budget.words > longest - 3:
         raise VduError(f"an attack of {budget.words} words does not fit into a prompt of {longest} tokens")
     search, x_0 = _Search(backbone, network, texts[: budget.images], words), x_0[: budget.images]
-    draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, "attack", s)) for s in ("seen", "unseen"))
+    draws, unseen = (
+        _draws(backbone, x_0, budget.times, generator(seed, "attack", number, s)) for s in ("seen", "unseen")
+    )
     start = torch.randint(len(words), (budget.words,), generator=g).tolist()
     with backbone.placed_text(single=True):
         embeddings = [v[n.to(v.device)] for v, n in zip(backbone.vocabularies, numbers, strict=True)]
