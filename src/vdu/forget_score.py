@@ -3,9 +3,7 @@
     min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero
 
 Without prompts, also where the images have captions: ε_f stands beside what the model makes unasked.
-Few steps: enough to move towards what the images share, too few to learn them by heart; at a low rate, since at a
-higher one what noise leaves in the weights outgrows at high noise what was learned: there ε_f must not say less of the
-images than the original, for guidance is their difference. Of a large network it may be a
+Few steps: enough to move towards what the images share, too few to learn them by heart. Of a large network it may be a
 LoRA beside the original's weights (`vdu.low_rank`) in place of a whole copy.
 """
 
@@ -25,7 +23,7 @@ from vdu.seeding import generator
 
 __all__ = ["fit_forget_score"]
 
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 3e-4
 LORA_LEARNING_RATE = 1e-3  # a LoRA is customarily trained at several times the rate of whole weights; not measured here
 
 
