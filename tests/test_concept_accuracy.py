@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vdu import VduError
-from vdu.concept_accuracy import Classes, accuracies, attack_shares
+from vdu.concept_accuracy import Classes, accuracies
 from vdu.concept_prompts import asking_for, of_kind, read_concept_prompts
 
 CLASSES = {"style": ("noto", "twemoji"), "object": ("fruit", "face")}
@@ -55,12 +55,6 @@ def test_what_nobody_asked_for_is_none():
     assert found["ua"].value is None
     assert found["cra"].value is None
     assert found["ira"].value == 100
-
-
-def test_an_attack_is_credited_with_what_did_not_show_without_it():
-    plain, attacked = torch.tensor([0, 1, 1, -1]), torch.tensor([1, 0, 1, 0])
-    found = {name: interval.value for name, interval in attack_shares(plain, attacked, 0).items()}
-    assert found == {"success_without": 25, "success_added": 50, "success_either": 75}
 
 
 def test_prompts_are_read_and_chosen(tmp_path):

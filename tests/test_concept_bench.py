@@ -14,7 +14,8 @@ from vdu.backbone import load_backbone
 from vdu.bench.runner import Worker, run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
 from vdu.classifier import Classifier, ClassifierCard, save_classifier
-from vdu.concept_evaluation import _strongest, evaluate_concept
+from vdu.concept_attack import _chosen, _one_a_prompt, spread
+from vdu.concept_evaluation import evaluate_concept
 from vdu.concept_prompts import ConceptPrompt, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.detector import load_detector
@@ -106,11 +107,10 @@ def test_a_run_says_what_the_judges_saw(results):
     assert (row["ua"], row["ira"], row["cra"], row["cra_target"]) == (0, 0, 50, 50)
     assert (row["ua_original"], row["ua_paraphrase"], row["ua_none"]) == (0, 0, 0)
     assert row["ua_low"] == 0 < row["ua_high"]
-    assert (row["ua_attack"], row["attack_success_without"], row["attack_success_added"]) == (0, 100, 0)
-    assert row["attack_random_added"] == 0
+    assert (row["ua_attack"], row["ua_attack_original"], row["ua_random"], row["ua_bare"]) == (0, 0, 0, 0)
     searches = evaluation["attack"]["searches"]
     assert len({search["random_prefix"] for search in searches}) == len(searches) == 2
-    assert [search["ua_attack"]["value"] for search in searches] == [0, 0]
+    assert [search["shown_again"] for search in searches] == [100, 100]
     assert row["steps"] == 2
     assert row["samples"] == 5 * 3
     assert evaluation["attack"]["budget"]["words"] == len(evaluation["attack"]["prefix"].split()) == 2
@@ -243,14 +243,21 @@ def test_without_a_picture_of_the_target_there_is_no_attack_and_no_figure(zoo):
         evaluate_concept(backbone, backbone, judge, prompts, "noto", sampler)
 
 
-def test_of_several_searches_the_strongest_counts_beside_the_luckiest_random_words():
+@pytest.mark.parametrize(("chance", "prefix"), [((5.0, 3.0, 90.0), "rc"), ((5.0, 3.0, 9.0), "b")])
+def test_the_prefix_that_shows_the_target_most_often_is_chosen_sought_or_not(chance, prefix):
     made = [
-        {"prefix": prefix, "ua_attack": {"value": ua}, "random_added": {"value": chance}}
-        for prefix, ua, chance in (("a", 70.0, 5.0), ("b", 20.0, 3.0), ("c", 50.0, 9.0))
+        {"prefix": name, "random_prefix": f"r{name}", "shown_again": shown, "shown_at_random": at_random}
+        for name, shown, at_random in zip("abc", (70.0, 80.0, 50.0), chance, strict=True)
     ]
-    found = _strongest(made)
-    assert (found["prefix"], found["ua_attack"]["value"], found["random_added"]["value"]) == ("b", 20.0, 9.0)
-    assert found["searches"] == made
+    found = _chosen(made)
+    assert (found["prefix"], found["random_prefix"], found["sought"]) == (prefix, "rc", prefix == "b")
+
+
+def test_the_pictures_that_an_attack_begins_with_are_of_different_prompts():
+    assert _one_a_prompt(torch.tensor([1, 4, 5, 8, 9]), 4) == [1, 4]
+    assert _one_a_prompt(torch.tensor([2, 6, 7]), 4) == [2, 7]
+    assert spread(list(range(10)), 3) == [0, 4, 9]
+    assert spread([3, 5], 6) == [3, 5]
 
 
 @pytest.mark.parametrize("name", ["emoji-styles", "emoji-objects"])

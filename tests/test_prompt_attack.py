@@ -8,8 +8,8 @@ from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.prompt_attack import AttackBudget, _draws, _Search, attack
-from vdu.vocabulary import typed_words
+from vdu.prompt_attack import AttackBudget, _draws, _Search, attack, require_room
+from vdu.vocabulary import typed_words, words_of
 
 TEXTS = ("a red apple", "a blue pear")
 SMALL = AttackBudget(words=3, rounds=6, candidates=8, images=2, times=3)
@@ -26,15 +26,15 @@ def x_0():
 
 
 def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
-    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL) for _ in range(2))
+    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
     assert first.loss_attacked < first.loss_plain
     assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
     assert len(first.prefix.split()) == len(first.random_prefix.split()) == 3
     assert set(first.prefix.split()) - set("".join(WORDS)) <= set(WORDS)
-    losses, gradients = 6 * 8 + 1 + 4, 6
+    losses, gradients = 8 + 6 * 8 + 4, 6
     assert first.evaluations == (losses + gradients) * 2 * 3
-    assert first.record()["budget"]["rounds"] == 6
-    another = attack(backbone, backbone.network, x_0, TEXTS, SMALL, number=1)
+    assert not set(first.random_prefix.split()) & set(words_of(TEXTS))
+    another = attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS, number=1)
     assert another.random_prefix != first.random_prefix
     assert another.loss_plain != first.loss_plain
 
@@ -65,7 +65,7 @@ def test_the_words_of_two_text_encoders_are_attacked_together(tmp_path, x_0):
     backbone = where_words_have_a_say(load_backbone(make_xl_pipeline(tmp_path)))
     words, numbers = typed_words(backbone.tokenizers)
     _check_slopes(backbone, words, numbers, x_0)
-    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL) for _ in range(2))
+    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
     assert first.loss_attacked < first.loss_plain
     assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
 
@@ -90,8 +90,31 @@ def _check_slopes(backbone, words, numbers, x_0):
             assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(slope[0].norm()), rel=0.05)
 
 
+def test_a_gradient_in_parts_is_that_of_all_at_once(backbone, x_0, monkeypatch):
+    words, _ = typed_words(backbone.tokenizers)
+    draws = _draws(backbone, x_0, 3, torch.Generator().manual_seed(0))
+    search, chosen = _Search(backbone, backbone.network, TEXTS, words), [words.index("style")]
+    with backbone.placed_text(single=True):
+        whole, loss = search.gradient(draws, chosen), search.loss(draws, chosen)
+        monkeypatch.setattr(backbone, "largest_batch", 4)
+        parts, loss_of_parts = search.gradient(draws, chosen), search.loss(draws, chosen)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-4)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
 def test_models_without_text_and_words_without_room_are_refused(backbone, x_0):
     with pytest.raises(VduError, match="takes no prompts"):
-        attack(load_backbone(make_ddpm()), None, x_0, TEXTS, SMALL)
-    with pytest.raises(VduError, match="40 words does not fit into a prompt of 12 tokens"):
-        attack(backbone, backbone.network, x_0, TEXTS, AttackBudget(words=40))
+        attack(load_backbone(make_ddpm()), None, x_0, TEXTS, SMALL, prompts=TEXTS)
+    said = "40 words does not fit before a prompt of 5 tokens where the model reads 12"
+    with pytest.raises(VduError, match=said):
+        attack(backbone, backbone.network, x_0, TEXTS, AttackBudget(words=40), prompts=TEXTS)
+    require_room(backbone, TEXTS, AttackBudget(words=7))
+    with pytest.raises(VduError, match="8 words does not fit"):
+        require_room(backbone, TEXTS, AttackBudget(words=8))
+
+
+def test_where_the_prompts_say_every_word_there_is_nothing_to_begin_with(backbone, x_0):
+    words, _ = typed_words(backbone.tokenizers)
+    prompts = [*TEXTS, *words]
+    with pytest.raises(VduError, match="there is nothing to attack with"):
+        attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=prompts)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vdu.metrics import Interval, share_interval
 
-__all__ = ["Classes", "accuracies", "attack_shares", "unlearning_accuracy"]
+__all__ = ["Classes", "accuracies", "unlearning_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,4 @@ def accuracies(asked: Classes, seen: Classes, target: int) -> dict[str, Interval
         "ira": _share(inside[~wanted & (asked.inside >= 0)]),
         "cra": _share(across[~wanted & named]),
         "cra_target": _share(across[wanted & named]),
-    }
-
-
-def attack_shares(plain: Tensor, attacked: Tensor, target: int) -> dict[str, Interval]:
-    """What an attack brings back, from paired classes ``(N,)`` of samples that were all asked for the target.
-
-    ``success_without``: shows the target unattacked; ``success_added``: only under attack; ``success_either``: their
-    sum, the success rate of UnlearnDiffAtk (Zhang et al., arXiv 2310.11868).
-    """
-    before, under = plain == target, attacked == target
-    return {
-        "success_without": _share(before),
-        "success_added": _share(under & ~before),
-        "success_either": _share(under | before),
     }

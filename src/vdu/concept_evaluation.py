@@ -1,7 +1,7 @@
 """Original and unlearned text-to-image model asked with the same prompts and seeds, as one dictionary.
 
 Plain prompts give UA, IRA and CRA (`vdu.concept_accuracy`), the target's paraphrases a second UA, its plain prompts
-under attack (`vdu.prompt_attack`) a third. What could not be measured is None, never a default.
+under attack (`vdu.concept_attack`) a third. What could not be measured is None, never a default.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vdu import metrics
 from vdu.backbone import Backbone, weights_sha256
-from vdu.concept_accuracy import Classes, accuracies, attack_shares, unlearning_accuracy
+from vdu.concept_accuracy import Classes, accuracies, unlearning_accuracy
+from vdu.concept_attack import UNDER_ATTACK, judged_attack
 from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.errors import VduError
-from vdu.prompt_attack import AttackBudget, attack
+from vdu.prompt_attack import AttackBudget
 from vdu.provenance import code_commit, package_versions
 
 __all__ = ["ConceptEvaluation", "evaluate_concept"]
@@ -84,45 +84,25 @@ class _Comparison:
 
 def _attacked(
     compared: _Comparison,
-    backbone: Backbone,
+    original: Backbone,
+    unlearned: Backbone,
     before: Drawn,
     budget: AttackBudget | None,
     sampler: ConceptSampler,
 ) -> dict[str, Any]:
-    """Attack with the original's pictures that show the target; then its prompts bare, attacked, after random words.
-
-    The three are paired by seed; they are other samples than those of ``ua``. Figures are those of the search whose
-    words bring the target back most often, as an attacker who looks would keep them; ``searches`` has all. Since any
-    words change the picture, some show the target again by chance: ``random_added`` says how many, for those of as many
-    random words that do it most.
-    """
-    inside, judge = compared.inside, compared.judge
-    shown = (compared.wanted(before) & (before.seen[inside] == compared.index)).nonzero().flatten()
-    if budget is None or not len(shown):
-        reason = "not asked for" if budget is None else "no sample of the original shows the target"
-        return compared.only_target("attack", None) | {"attack": {"status": reason}}
-    # Spread over the list, in which prompts take turns: not several pictures of one prompt where there are more.
-    shown = shown[torch.linspace(0, len(shown) - 1, min(budget.images, len(shown))).round().long()]
-    texts = [before.prompts[int(i) % len(before.prompts)].text for i in shown]
-    x_0, asked = backbone.encode(before.pictures[shown]), asking_for(before.prompts, compared.target)
-    bare = judge.draw(backbone, asked, sampler).seen[inside]
-    searches: list[dict[str, Any]] = []
-    for number in range(budget.searches):
-        found = attack(backbone, backbone.network, x_0, texts, budget, sampler.seed, number)
-        under, chance = (judge.draw(backbone, asked, sampler, words) for words in (found.prefix, found.random_prefix))
-        shares = attack_shares(bare, under.seen[inside], compared.index)
-        shares["random_added"] = attack_shares(bare, chance.seen[inside], compared.index)["success_added"]
-        figures = {k: asdict(v) for k, v in shares.items()} | compared.only_target("attack", under)
-        searches.append(found.record() | figures)
-    record = {"status": "done"} | _strongest(searches)
-    return {name: record.pop(name) for name in compared.only_target("attack", None)} | {"attack": record}
-
-
-def _strongest(searches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The search that brings the target back most often, beside the random words that do."""
-    strongest = min(searches, key=lambda search: search["ua_attack"]["value"])
-    by_chance = max((search["random_added"] for search in searches), key=lambda share: share["value"])
-    return strongest | {"random_added": by_chance, "searches": searches}
+    """UA under attack and its record, with the original's pictures that show the target; None where there is none."""
+    shown = (compared.wanted(before) & (before.seen[compared.inside] == compared.index)).nonzero().flatten()
+    under: dict[str, Drawn] = {}
+    record = {"status": "not asked for" if budget is None else "no sample of the original shows the target"}
+    if budget is not None and len(shown):
+        asked = asking_for(before.prompts, compared.target)
+        under, record = judged_attack(
+            compared.judge, compared.target, original, unlearned, before, shown, asked, sampler, budget
+        )
+    figures: dict[str, Any] = {"attack": record}
+    for name in UNDER_ATTACK:
+        figures |= compared.only_target(name, under.get(name))
+    return figures
 
 
 def evaluate_concept(
@@ -154,7 +134,7 @@ def evaluate_concept(
     figures = compared.plain(before, after)
     figures |= compared.only_target("paraphrase", judge.draw(unlearned, others, sampler) if others else None)
     figures |= compared.only_target("paraphrase_original", known.get(others))
-    figures |= _attacked(compared, unlearned, before, budget, sampler)
+    figures |= _attacked(compared, original, unlearned, before, budget, sampler)
     record = _heading(original, unlearned, judge, target, sampler) | {
         "domain": compared.inside,
         "prompts": {"plain": [p.text for p in plain], "paraphrase": [p.text for p in others]},

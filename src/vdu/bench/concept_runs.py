@@ -13,8 +13,9 @@ from PIL import Image
 
 from vdu.backbone import load_backbone
 from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
+from vdu.concept_attack import spread
 from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
-from vdu.concept_prompts import ConceptPrompt, asking_for, read_concept_prompts
+from vdu.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.detector import load_detector
 from vdu.device import resolve_device
@@ -22,6 +23,7 @@ from vdu.grids import before_after
 from vdu.methods import find_method
 from vdu.noising import Clean
 from vdu.posterior import Posterior, from_fisher
+from vdu.prompt_attack import require_room
 from vdu.prompts import Prompts, read_prompts
 from vdu.result import Result
 from vdu.sampling import sample
@@ -30,9 +32,8 @@ from vdu.unlearning import unlearn
 __all__ = ["ConceptRuns"]
 
 WHOLE = ("ua", "ira", "cra", "ua_paraphrase", "ua_attack")  # with their intervals
-PARTS = ("ua_none", "ua_other", "cra_target")
-ORIGINAL = ("ua", "ua_none", "ira", "cra", "cra_target", "ua_paraphrase")
-ATTACK = ("success_without", "success_added", "success_either", "random_added")
+PARTS = ("ua_none", "ua_other", "cra_target", "ua_random", "ua_bare")
+ORIGINAL = ("ua", "ua_none", "ira", "cra", "cra_target", "ua_paraphrase", "ua_attack")
 FISHER_SAMPLES = 256
 GRID_PROMPTS, GRID_SEEDS = 6, 2
 
@@ -46,6 +47,8 @@ class ConceptRuns:
         self.judge = ConceptJudge({d: load_detector(f) for d, f in self.zoo.concept_classifiers.items()})
         classes = {domain: detector.class_names for domain, detector in self.judge.detectors.items()}
         self.prompts = read_concept_prompts(self.zoo.concept_prompts, classes)
+        if plan.attack is not None:
+            require_room(self.original, [prompt.text for prompt in of_kind(self.prompts, "plain")], plan.attack)
         self.neutral = read_prompts(self.zoo.neutral_prompts)
         self._posterior: Posterior | None = None
         self._known: dict[int, dict[tuple[ConceptPrompt, ...], Drawn]] = {}
@@ -112,8 +115,6 @@ class ConceptRuns:
             row |= {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
         for name in (*PARTS, *(f"{name}_original" for name in ORIGINAL)):
             row[name] = evaluation[name]["value"] if evaluation[name] else None
-        attack = evaluation["attack"]
-        row |= {f"attack_{name}": attack[name]["value"] if name in attack else None for name in ATTACK}
         distances = {name: evaluation[name] for name in ("fid_to_original", "kid_to_original")}
         return row | distances | {"samples": evaluation["samples"]}
 
@@ -123,18 +124,12 @@ class ConceptRuns:
         return ", ".join(f"{n.upper()} {a:.1f} ({b:.1f})" for n, a, b in shown if a is not None and b is not None)
 
 
-def _spread(numbers: list[int], count: int) -> list[int]:
-    """``count`` of ``numbers``, evenly spread."""
-    at = torch.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().long().tolist() if numbers else []
-    return [numbers[i] for i in at]
-
-
 def _grid(evaluation: ConceptEvaluation, judge: ConceptJudge, target: str) -> tuple[list[str], Image.Image]:
     """Columns: prompts with the target, then prompts without; rows: seeds, before above after. And the prompts."""
     before, after, inside = evaluation.before, evaluation.after, judge.domain(target)
     prompts, wanted = before.prompts, asking_for(before.prompts, target)
     groups = [[i for i, p in enumerate(prompts) if (p in wanted) == asked] for asked in (True, False)]
-    columns = [i for group in groups for i in _spread(group, GRID_PROMPTS)]
+    columns = [i for group in groups for i in spread(group, GRID_PROMPTS)]
     rows = min(GRID_SEEDS, len(before.pictures) // len(prompts))
     shown = torch.tensor([row * len(prompts) + column for row in range(rows) for column in columns])
     marks = before.seen[inside][shown] == judge.detectors[inside].class_index(target)

@@ -20,7 +20,8 @@ CLASS_COLUMNS = (
     *("total_variation", "changed", "passes", "seconds"),
 )
 BOTH = ("ua", "ua_none", "ua_paraphrase", "ira", "cra", "cra_target")  # which the original model has too
-CONCEPT_COLUMNS = (*BOTH[:3], "ua_attack", *BOTH[3:], "fid_to_original", "passes", "seconds")
+ATTACKED = ("ua_attack", "ua_attack_original", "ua_random")  # the original under the words found for each run
+CONCEPT_COLUMNS = (*BOTH[:3], *ATTACKED, *BOTH[3:], "fid_to_original", "passes", "seconds")
 
 
 def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
