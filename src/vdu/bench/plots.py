@@ -118,6 +118,9 @@ def _amount(figure: Any, suite: str, results: Path) -> None:
         panels[1].plot(x, [r.get("u_fid_ratio") for r in mine], marker="o")
     for axes, figures in zip(panels, ("PUL, percent", "u-FID / u-FID of the original"), strict=True):
         axes.set_xscale("log")
+        given = sorted({r[amount] for r in rows})
+        axes.set_xticks(given, [str(number) for number in given])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(f"{AMOUNTS[amount]} (log scale)")
         axes.set_ylabel(figures)
     panels[0].axhline(100, color="grey", linewidth=0.8)
