@@ -31,11 +31,15 @@ empty prompt too, which guidance takes from what a prompt says.
 
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 
+Heads, and a network fitted on a few images, know of ρ and of f_* − f_f only where little noise leaves few of the
+model's own samples possible. Where `MANY` are (from t/T ≈ 0.6 on), both are taken from these (`vdu.retained_samples`),
+without a strength: heads see nothing there, ρ is π for all, and a factor on it pushes every picture the same way, along
+a difference that is mostly what the fitting left. Photographs without airplanes, which are bright, all turned dark.
+
 ρ is bounded by ``rho_max``, and where ρ(x_t) reaches it, f_* is what f_f is and their difference no way out. There the
-score of the ``retained`` own samples (`vdu.retained_samples`), where such are given, is the target: for models without
-text, since it knows nothing of a prompt. Their image is another one however little noise there is, so an error counts
-there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is long decided,
-would rule the gradient.
+score of the own samples that should remain is the target. Their image is another one however little noise there is, so
+an error counts there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is
+long decided, would rule the gradient. Both for models without text, as own samples know nothing of a prompt.
 
 Where the bank says what a network in training is ``asked`` with, c above is the prompt without the words that ask for
 the undesired, and the network learns to say the same with them (`vdu.asking`).
@@ -57,6 +61,7 @@ from vdu.training_loss import min_snr_weight
 __all__ = ["BayesTarget", "retained_output", "velocity_weight"]
 
 SMALLEST_RHO = 0.005
+MANY = 8
 LARGEST_REDIRECTED_SNR = 2.0
 LARGEST_VELOCITY_WEIGHT = 20.0  # before it is divided by the mean: 1/ᾱ has no bound where nothing but noise is left
 
@@ -109,6 +114,12 @@ class BayesTarget:
 
         self.rho = self.unprompted_rho = rho(discriminator, bank.features)
         redirected = self.rho >= rho_max if retained else torch.zeros_like(self.rho, dtype=torch.bool)
+        by_own = torch.zeros_like(redirected)
+        if retained:
+            of_own, possible = self._said_by(retained)
+            by_own = possible >= MANY
+            redirected &= ~by_own
+            self.rho = self.unprompted_rho = torch.where(by_own, of_own.clamp(max=rho_max), self.rho)
         if bank.c is not None:
             if prompted is not None:
                 self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.rho)
@@ -116,8 +127,9 @@ class BayesTarget:
         of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
         self.weight = _weight(self.rho, bank.c) * of_time
         self.target = bank.original.clone()
-        self._guide(forget_score, ~redirected)
+        self._guide(forget_score, ~redirected & ~by_own)
         if retained:
+            self._guide_by_own(retained, by_own)
             self._redirect(retained, redirected)
 
     def _time_weight(self, largest_snr: float | None = None) -> Tensor:
@@ -132,6 +144,19 @@ class BayesTarget:
                 undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
             moved = retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
+            self.target[i] = moved.half()
+
+    def _said_by(self, retained: RetainedSamples) -> tuple[Tensor, Tensor]:
+        """ρ ``(K·N,)`` by own samples, and how many of them are possible ``(K·N,)``."""
+        items = network_batches(self.backbone, torch.arange(len(self.rho)))
+        rho, possible = zip(*(retained.rho_and_possible(self.bank.x_t[i], self.bank.t[i]) for i in items), strict=True)
+        return torch.cat(rho), torch.cat(possible)
+
+    def _guide_by_own(self, retained: RetainedSamples, where: Tensor) -> None:
+        """As `_guide`, by the difference of all own samples from the undesired ones."""
+        for i in network_batches(self.backbone, where.nonzero().flatten()):
+            everything, undesired = retained.all_and_undesired(self.bank.x_t[i], self.bank.t[i])
+            moved = retained_output(self.bank.original[i].float(), everything, undesired, self.rho[i], self.rho[i])
             self.target[i] = moved.half()
 
     def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
