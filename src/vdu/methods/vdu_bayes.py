@@ -37,7 +37,7 @@ class Settings(MethodSettings):
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
-    strength: float = Field(2.5, gt=0, description="factor on the odds of being undesired; 1 is Bayes' rule")
+    strength: float = Field(5.0, gt=0, description="factor on the odds of being undesired; 1: Bayes; 2.5 with text")
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     retained_samples: bool = Field(True, description="aim by own samples where they know more; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
@@ -45,7 +45,7 @@ class Settings(MethodSettings):
     def for_text(self) -> Self:
         if self.retained_samples and "retained_samples" in self.model_fields_set:
             raise VduError("retained_samples is for models that take no text: leave it out")
-        usual = {"gamma": 0.75, "learning_rate": 1e-4, "retained_samples": False}
+        usual = {"gamma": 0.75, "learning_rate": 1e-4, "strength": 2.5, "retained_samples": False}
         return self.model_copy(update={k: v for k, v in usual.items() if k not in self.model_fields_set})
 
 

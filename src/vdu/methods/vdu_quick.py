@@ -1,6 +1,6 @@
 """`vdu-quick`: `vdu` with a quarter of the work, for a first look or a slow machine.
 
-Fewer own samples, noised pictures and steps on smaller batches: the same target, reached less closely.
+Fewer own samples and noised pictures, and smaller batches: the same target, reached less closely.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["METHOD"]
 class Settings(vdu_bayes.Settings):
     """What was left out costs some points of PUL; see the research log."""
 
-    steps: Count = 80
+    steps: Count = 150
     batch_size: Count = 16
     own_samples: Samples = 256
     bank_items: Count = 1536
     score_steps: Count = 50
     inversion_steps: int = Field(40, ge=0)
-    guard_every_steps: int = Field(80, ge=0)
+    guard_every_steps: int = Field(150, ge=0)
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
