@@ -1,4 +1,4 @@
-"""`vdu-quick`: `vdu` with a quarter of the work, for a first look or a slow machine.
+"""`vdu-quick`: `vdu` with about half of the work, for a first look or a slow machine.
 
 Fewer own samples and noised pictures, and smaller batches: the same target, reached less closely.
 """
