@@ -47,6 +47,8 @@ the undesired, and the network learns to say the same with them (`vdu.asking`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -127,42 +129,39 @@ class BayesTarget:
         of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
         self.weight = _weight(self.rho, bank.c) * of_time
         self.target = bank.original.clone()
-        self._guide(forget_score, ~redirected & ~by_own)
+        guided = ~redirected & ~by_own & (self.rho > SMALLEST_RHO)
+        self._aim(guided, lambda i: self._guided(forget_score, i))
         if retained:
-            self._guide_by_own(retained, by_own)
-            self._redirect(retained, redirected)
+            self._aim(by_own, lambda i: self._guided_by_own(retained, i))
+            self._aim(redirected, lambda i: retained.output(bank.x_t[i], bank.t[i]))
 
     def _time_weight(self, largest_snr: float | None = None) -> Tensor:
         weight = velocity_weight(self.backbone.alpha_bar, self.backbone.prediction_type, largest_snr)
         return weight.to(self.bank.t.device)[self.bank.t]
 
     @torch.no_grad()
-    def _guide(self, forget_score: nn.Module, where: Tensor) -> None:
-        """Move the target by ``f_r`` where ρ counts; elsewhere it is the original's output."""
-        for i in network_batches(self.backbone, (where & (self.rho > SMALLEST_RHO)).nonzero().flatten()):
-            with autocast(forget_score, self.precision):
-                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
-            original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
-            moved = retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
-            self.target[i] = moved.half()
+    def _aim(self, where: Tensor, target_of: Callable[[Tensor], Tensor]) -> None:
+        """Set the target at the items ``where``, which elsewhere is the original's output."""
+        for i in network_batches(self.backbone, where.nonzero().flatten()):
+            self.target[i] = target_of(i).half()
+
+    def _guided(self, forget_score: nn.Module, i: Tensor) -> Tensor:
+        """``f_r`` of the heads' ρ and the fitted score at the items ``i``."""
+        with autocast(forget_score, self.precision):
+            undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
+        original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
+        return retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
+
+    def _guided_by_own(self, retained: RetainedSamples, i: Tensor) -> Tensor:
+        """As `_guided`, by the difference of all own samples from the undesired ones."""
+        everything, undesired = retained.all_and_undesired(self.bank.x_t[i], self.bank.t[i])
+        return retained_output(self.bank.original[i].float(), everything, undesired, self.rho[i], self.rho[i])
 
     def _said_by(self, retained: RetainedSamples) -> tuple[Tensor, Tensor]:
         """ρ ``(K·N,)`` by own samples, and how many of them are possible ``(K·N,)``."""
         items = network_batches(self.backbone, torch.arange(len(self.rho)))
         rho, possible = zip(*(retained.rho_and_possible(self.bank.x_t[i], self.bank.t[i]) for i in items), strict=True)
         return torch.cat(rho), torch.cat(possible)
-
-    def _guide_by_own(self, retained: RetainedSamples, where: Tensor) -> None:
-        """As `_guide`, by the difference of all own samples from the undesired ones."""
-        for i in network_batches(self.backbone, where.nonzero().flatten()):
-            everything, undesired = retained.all_and_undesired(self.bank.x_t[i], self.bank.t[i])
-            moved = retained_output(self.bank.original[i].float(), everything, undesired, self.rho[i], self.rho[i])
-            self.target[i] = moved.half()
-
-    def _redirect(self, retained: RetainedSamples, where: Tensor) -> None:
-        """Aim at what the retained own samples say."""
-        for i in network_batches(self.backbone, where.nonzero().flatten()):
-            self.target[i] = retained.output(self.bank.x_t[i], self.bank.t[i]).half()
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The weighted squared error on random items; a scalar."""
