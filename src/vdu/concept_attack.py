@@ -19,24 +19,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone
-from vdu.concept_prompts import ConceptPrompt
+from vdu.concept_prompts import ConceptPrompt, spread
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.prompt_attack import AttackBudget, attack
 
-__all__ = ["UNDER_ATTACK", "judged_attack", "spread"]
+__all__ = ["UNDER_ATTACK", "judged_attack"]
 
 UNDER_ATTACK = ("attack", "attack_original", "random", "bare")
 CHOICE_SEED, REPORT_SEED = 1_000_000, 2_000_000  # added to the evaluation's
-
-
-def spread(numbers: Sequence[int], count: int) -> list[int]:
-    """``count`` of ``numbers``, evenly spread."""
-    at = torch.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().long().tolist() if numbers else []
-    return [numbers[i] for i in at]
 
 
 def _one_a_prompt(shown: Tensor, prompts: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vdu.errors import VduError, nearest
 
-__all__ = ["DOMAINS", "KINDS", "ConceptPrompt", "asking_for", "of_kind", "read_concept_prompts"]
+__all__ = ["DOMAINS", "KINDS", "ConceptPrompt", "asking_for", "of_kind", "read_concept_prompts", "spread"]
 
 DOMAINS = ("style", "object")
 KINDS = ("plain", "paraphrase")
@@ -42,6 +42,12 @@ def of_kind(prompts: Iterable[ConceptPrompt], kind: str) -> tuple[ConceptPrompt,
 def asking_for(prompts: Iterable[ConceptPrompt], target: str) -> tuple[ConceptPrompt, ...]:
     """Those that ask for the class ``target``; style and object classes have no name in common."""
     return tuple(prompt for prompt in prompts if target in (prompt.style, prompt.object))
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """``count`` of ``numbers``, evenly spread; all where there are fewer."""
+    taken = min(count, len(numbers))
+    return [numbers[round(i * (len(numbers) - 1) / max(1, taken - 1))] for i in range(taken)]
 
 
 def _prompt(path: Path, number: int, row: dict[str, str | None], classes: Mapping[str, Sequence[str]]) -> ConceptPrompt:

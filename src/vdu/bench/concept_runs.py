@@ -13,9 +13,8 @@ from PIL import Image
 
 from vdu.backbone import load_backbone
 from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
-from vdu.concept_attack import spread
 from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
-from vdu.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts
+from vdu.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts, spread
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.detector import load_detector
 from vdu.device import resolve_device
