@@ -1,4 +1,4 @@
-"""The score of the own samples that should remain: against a loop, at its ends, and where the method takes it."""
+"""What own samples say of ρ, of the way from the undesired and of what remains: against loops, at the ends, in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget
+from vdu.bayes_target import BayesTarget, velocity_weight
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
 from vdu.preparation import Preparation
@@ -44,14 +44,14 @@ def test_retained_samples_say_the_score_of_their_mixture_whatever_the_network_pr
 
 
 def naive_guidance(x_t: torch.Tensor, alpha_bar: float, own: torch.Tensor, c: torch.Tensor) -> tuple[float, ...]:
-    """ρ, how many are possible, and x̂_0 less the undesired part's: the formulas as a loop."""
+    """How many are possible, ρ, and ρ/(1 − ρ) times x̂_0 less the undesired part's: the formulas as a loop."""
     logs = [-float((x_t.double() - alpha_bar**0.5 * x).square().sum()) / (2 * (1 - alpha_bar)) for x in own.double()]
     v = [math.exp(log - max(logs)) for log in logs]
     v = [one / sum(v) for one in v]
     rho = sum(one * float(w) for one, w in zip(v, c, strict=True))
     mean = sum(one * x for one, x in zip(v, own.double(), strict=True))
     undesired = sum(one * float(w) / rho * x for one, w, x in zip(v, c, own.double(), strict=True))
-    return rho, 1 / sum(one**2 for one in v), mean - undesired
+    return 1 / sum(one**2 for one in v), rho, rho / (1 - rho) * (mean - undesired)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -61,26 +61,25 @@ def test_own_samples_say_how_much_is_undesired_and_which_way_leads_from_it(kind)
     c, t = torch.tensor([0.0, 0.4, 0.2, 0.5, 1, 0]), torch.tensor([20, 35, 47])
     x_t = b.add_noise(own[[3, 1, 4]], torch.randn(3, *b.shape, generator=torch.Generator().manual_seed(1)), t)
     retained = RetainedSamples(b, own, c)
-    rho, possible = retained.rho_and_possible(x_t, t)
-    everything, undesired = (b.to_eps(f, x_t, t).double() for f in retained.all_and_undesired(x_t, t))
+    possible, rho, way = retained.guidance(x_t, t)
+    original = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(2))
+    leads = (b.to_eps(original + way, x_t, t) - b.to_eps(original, x_t, t)).double()
     for i in range(3):
         a = float(b.alpha_bar[t[i]])
-        expected_rho, expected_possible, difference = naive_guidance(x_t[i], a, own, c)
-        assert float(rho[i]) == pytest.approx(expected_rho, rel=1e-4)
+        expected_possible, expected_rho, difference = naive_guidance(x_t[i], a, own, c)
         assert float(possible[i]) == pytest.approx(expected_possible, rel=1e-4)
-        expected = -difference * (a / (1 - a)) ** 0.5
-        torch.testing.assert_close((everything - undesired)[i], expected, rtol=1e-3, atol=1e-5)
+        assert float(rho[i]) == pytest.approx(expected_rho, rel=1e-4)
+        torch.testing.assert_close(leads[i], -difference * (a / (1 - a)) ** 0.5, rtol=1e-3, atol=1e-5)
     assert 2 < float(possible[2]) <= 6
 
 
-def test_where_nothing_is_undesired_own_samples_lead_nowhere(backbone):
+@pytest.mark.parametrize("c", [0.0, 1.0])
+def test_where_nothing_is_undesired_or_everything_is_own_samples_lead_nowhere(backbone, c):
     own = torch.randn(5, *backbone.shape, generator=torch.Generator().manual_seed(0))
-    retained = RetainedSamples(backbone, own, torch.zeros(5))
-    x_t, t = torch.randn(2, *backbone.shape), torch.tensor([10, 40])
-    rho, _ = retained.rho_and_possible(x_t, t)
-    everything, undesired = retained.all_and_undesired(x_t, t)
-    assert rho.tolist() == [0, 0]
-    assert (rho.view(-1, 1, 1, 1) * (everything - undesired)).eq(0).all()
+    x_t, t = torch.randn(2, *backbone.shape, generator=torch.Generator().manual_seed(1)), torch.tensor([10, 40])
+    _, rho, way = RetainedSamples(backbone, own, torch.full((5,), c)).guidance(x_t, t)
+    assert rho.tolist() == pytest.approx([c, c])
+    assert float(way.abs().max()) < 1e-6
 
 
 def test_retained_samples_lead_from_an_undesired_sample_to_one_that_remains(backbone):
@@ -118,12 +117,17 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
     torch.testing.assert_close(term.weight, bounded * plain.weight)
 
 
-def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whatever_the_strength(backbone, forget):
+@pytest.mark.parametrize(
+    "c",
+    [torch.arange(24) / 23, torch.tensor([1.0] + 23 * [0.0]), torch.tensor([0.0] + 23 * [0.97])],
+    ids=["spread", "one undesired", "over the bound"],
+)
+def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whatever_the_strength(backbone, forget, c):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
     head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
     own = 0.02 * preparation.own_samples.x_0  # so like each other that noise hides which it was
-    retained = RetainedSamples(backbone, own, torch.arange(24) / 23)
-    rho, possible = retained.rho_and_possible(bank.x_t, bank.t)
+    retained = RetainedSamples(backbone, own, c)
+    possible, rho, way = retained.guidance(bank.x_t, bank.t)
     many = possible >= 8
     assert 0.05 < float(many.double().mean()) < 0.95
     plain, term, strong = (
@@ -131,11 +135,10 @@ def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whate
         for strength, given in ((1.0, None), (1.0, retained), (4.0, retained))
     )
     torch.testing.assert_close(term.rho[many], rho[many].clamp(max=0.8))
-    everything, undesired_part = retained.all_and_undesired(bank.x_t, bank.t)
-    share = (term.rho / (1 - term.rho)).view(-1, 1, 1, 1)
-    expected = bank.original.float() + share * (everything - undesired_part)
-    torch.testing.assert_close(term.target[many].float(), expected[many], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(term.target[many].float(), (bank.original + way)[many], atol=2e-3, rtol=2e-3)
     assert torch.equal(term.target[many], strong.target[many])
+    of_time = velocity_weight(backbone.alpha_bar, backbone.prediction_type)[bank.t]
+    torch.testing.assert_close(term.weight[many], ((1 - term.rho) * of_time)[many])
     elsewhere = ~many & (term.rho < 0.8)
     torch.testing.assert_close(term.rho[elsewhere], plain.rho[elsewhere])
     torch.testing.assert_close(term.target[elsewhere], plain.target[elsewhere], atol=1e-2, rtol=1e-2)

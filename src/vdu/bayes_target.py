@@ -32,14 +32,16 @@ empty prompt too, which guidance takes from what a prompt says.
 ``strength`` multiplies the odds ρ/(1 − ρ): 1 is Bayes' rule, more forgets more. Targets are computed once, on the bank.
 
 Heads, and a network fitted on a few images, know of ρ and of f_* − f_f only where little noise leaves few of the
-model's own samples possible. Where `MANY` are (from t/T ≈ 0.6 on), both are taken from these (`vdu.retained_samples`),
-without a strength: heads see nothing there, ρ is π for all, and a factor on it pushes every picture the same way, along
-a difference that is mostly what the fitting left. Photographs without airplanes, which are bright, all turned dark.
+model's own samples possible. Where `MANY` are (of 512 digits from t/T ≈ 0.6 on), ρ and the difference f_r − f_* are
+those of the own samples (`vdu.retained_samples`), without a strength: heads see nothing there, their ρ is π for all,
+and a factor on it pushes every picture the same way, along a difference that is mostly what the fitting left.
+Photographs without airplanes, which are bright, all turned dark.
 
-ρ is bounded by ``rho_max``, and where ρ(x_t) reaches it, f_* is what f_f is and their difference no way out. There the
-score of the own samples that should remain is the target. Their image is another one however little noise there is, so
-an error counts there as one of x_0 from SNR = 2 on: without that bound the least noised pictures, at which a sample is
-long decided, would rule the gradient. Both for models without text, as own samples know nothing of a prompt.
+Elsewhere ρ is bounded by ``rho_max``. Where ρ(x_t), with its strength, reaches that, f_* is much like f_f and their
+difference no way out: the score of the own samples that should remain is the target. Their image is another one
+however little noise there is, so an error counts there as one of x_0 from SNR = 2 on: without that bound the least
+noised pictures, at which a sample is long decided, would rule the gradient. Both for models without text, as own
+samples know nothing of a prompt.
 
 Where the bank says what a network in training is ``asked`` with, c above is the prompt without the words that ask for
 the undesired, and the network learns to say the same with them (`vdu.asking`).
@@ -114,25 +116,21 @@ class BayesTarget:
             odds = strength * head(features, bank.t_share).exp()
             return (odds / (1 + odds)).nan_to_num(nan=1.0).clamp(max=rho_max)
 
-        self.rho = self.unprompted_rho = rho(discriminator, bank.features)
-        redirected = self.rho >= rho_max if retained else torch.zeros_like(self.rho, dtype=torch.bool)
-        by_own = torch.zeros_like(redirected)
-        if retained:
-            of_own, possible = self._said_by(retained)
-            by_own = possible >= MANY
-            redirected &= ~by_own
-            self.rho = self.unprompted_rho = torch.where(by_own, of_own.clamp(max=rho_max), self.rho)
+        self.target = bank.original.clone()
+        self.rho = rho(discriminator, bank.features)
+        redirected = self.rho >= rho_max if retained is not None else torch.zeros_like(self.rho, dtype=torch.bool)
+        by_own = torch.zeros_like(redirected) if retained is None else self._guided_by_own(retained, rho_max)
+        redirected &= ~by_own
+        self.unprompted_rho = self.rho
         if bank.c is not None:
             if prompted is not None:
                 self.rho = torch.where(bank.c > 0, rho(prompted, bank.prompted_features), self.rho)
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
         of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
         self.weight = _weight(self.rho, bank.c) * of_time
-        self.target = bank.original.clone()
         guided = ~redirected & ~by_own & (self.rho > SMALLEST_RHO)
         self._aim(guided, lambda i: self._guided(forget_score, i))
-        if retained:
-            self._aim(by_own, lambda i: self._guided_by_own(retained, i))
+        if retained is not None:
             self._aim(redirected, lambda i: retained.output(bank.x_t[i], bank.t[i]))
 
     def _time_weight(self, largest_snr: float | None = None) -> Tensor:
@@ -152,16 +150,16 @@ class BayesTarget:
         original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
         return retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
 
-    def _guided_by_own(self, retained: RetainedSamples, i: Tensor) -> Tensor:
-        """As `_guided`, by the difference of all own samples from the undesired ones."""
-        everything, undesired = retained.all_and_undesired(self.bank.x_t[i], self.bank.t[i])
-        return retained_output(self.bank.original[i].float(), everything, undesired, self.rho[i], self.rho[i])
-
-    def _said_by(self, retained: RetainedSamples) -> tuple[Tensor, Tensor]:
-        """ρ ``(K·N,)`` by own samples, and how many of them are possible ``(K·N,)``."""
-        items = network_batches(self.backbone, torch.arange(len(self.rho)))
-        rho, possible = zip(*(retained.rho_and_possible(self.bank.x_t[i], self.bank.t[i]) for i in items), strict=True)
-        return torch.cat(rho), torch.cat(possible)
+    def _guided_by_own(self, retained: RetainedSamples, rho_max: float) -> Tensor:
+        """Set ρ and the target where many own samples are possible; returns where that is ``(K·N,)``."""
+        by_own = torch.zeros_like(self.rho, dtype=torch.bool)
+        for i in network_batches(self.backbone, torch.arange(len(self.rho))):
+            possible, rho, way = retained.guidance(self.bank.x_t[i], self.bank.t[i])
+            many = possible >= MANY
+            here, by_own[i] = i.to(many.device)[many], many
+            self.rho[here] = rho[many].clamp(max=rho_max)
+            self.target[here] = (self.target[here].float() + way[many]).half()
+        return by_own
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The weighted squared error on random items; a scalar."""

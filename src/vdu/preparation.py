@@ -261,7 +261,7 @@ class Preparation:
 
     @property
     def retained_samples(self) -> RetainedSamples | None:
-        """The own samples that should remain; None where hardly any is left."""
+        """The own samples and what of them should remain; None where hardly any would."""
         retained = RetainedSamples(self.backbone, self.own_samples.x_0, self.responsibilities)
         return retained if len(retained) >= FEWEST_RETAINED else None
 

@@ -8,9 +8,13 @@ is the optimal denoiser of finitely many images (Karras et al., arXiv 2206.00364
 itself, so nobody needs to give images to keep, as for ReTrack's related target (`vdu.methods.retrack`). Two things of
 that are better than what networks say:
 
-*Where noise leaves many of them possible* (1/Σ v_i², Kish's effective number), the undesired share
-``ρ = Σ v_i c_i`` and the difference of all from the undesired ones, ``x̂_0 − Σ v_i c_i x_i / ρ``. There heads see little
-in a picture, and a network that was fitted on a few images briefly knows less of them than the original.
+*Where noise leaves many of them possible* (1/Σ v_i², Kish's effective number), the undesired share ``ρ = Σ v_i c_i``
+and the way from all to those that should remain, with ``x̂_r = Σ v_i (1 − c_i) x_i / (1 − ρ)``,
+
+    x̂_r − x̂_0 = ρ/(1 − ρ) (x̂_0 − x̂_f)
+
+There heads see little in a picture, and a network that was fitted on a few images briefly knows less of them than the
+original.
 
 *Where x_t shows the undesired plainly*, what remains: ``v_i ∝ (1 − c_i) exp(…)`` for c_i < ½, else 0. It is coarse,
 since it knows no other image, but it leads out: there ``f_*`` is what ``f_f`` is, and no multiple of their difference
@@ -39,6 +43,7 @@ class RetainedSamples:
         self.backbone, self.c = backbone, c.cpu().double()
         self.x_0 = own_samples.cpu().double()
         self.squared_norm = self.x_0.flatten(1).square().sum(1)
+        self.log_remaining = (1 - self.c).clamp(min=SMALLEST).log()
         self.log_weight = torch.where(self.c < 0.5, (1 - self.c).log(), -torch.inf)
 
     def __len__(self) -> int:
@@ -48,7 +53,7 @@ class RetainedSamples:
     def _log_likelihoods(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Of each sample ``(B, M)``, up to ‖x_t‖², which is the same for all."""
         alpha_bar = self.backbone.alpha_bar.double()[t.cpu()].unsqueeze(1)
-        # without a division by ᾱ, which a schedule may end at 0
+        # without a division by ᾱ, which may be next to 0
         near = alpha_bar.sqrt() * (x_t.cpu().double().flatten(1) @ self.x_0.flatten(1).T)
         return (near - alpha_bar / 2 * self.squared_norm) / (1 - alpha_bar)
 
@@ -66,14 +71,10 @@ class RetainedSamples:
         """That score as what the network would predict (ε, v or x_0), on ``x_t``'s device."""
         return self._output(x_t, t, self.x_0_hat(x_t, t))
 
-    def rho_and_possible(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """ρ ``(B,)``, and how many samples are possible ``(B,)``, from 1 to M."""
-        v = self._log_likelihoods(x_t, t).softmax(1)
-        return (v @ self.c).to(x_t), (1 / v.square().sum(1)).to(x_t)
-
-    def all_and_undesired(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network would predict by all samples, and by the undesired ones alone."""
-        v = self._log_likelihoods(x_t, t).softmax(1)
-        undesired = v * self.c
-        undesired = undesired / undesired.sum(1, keepdim=True).clamp(min=SMALLEST)
-        return self._output(x_t, t, self._mean(v)), self._output(x_t, t, self._mean(undesired))
+    def guidance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How many samples are possible ``(B,)``, from 1 to M; ρ ``(B,)``; what that adds to the network's output."""
+        log_likelihoods = self._log_likelihoods(x_t, t)
+        v, remaining = log_likelihoods.softmax(1), (log_likelihoods + self.log_remaining).softmax(1)
+        # an output is affine in x_t and x_0: the difference of two at one x_t is that of the difference at x_t = 0
+        way = self._output(torch.zeros_like(x_t), t, self._mean(remaining - v))
+        return (1 / v.square().sum(1)).to(x_t), (v @ self.c).to(x_t), way

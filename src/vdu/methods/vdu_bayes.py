@@ -2,12 +2,12 @@
 
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
 (`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
-and a hundred steps reach only a part of the target. Where noise leaves many of the model's own samples possible, or a
-picture shows the undesired plainly, the target comes from those samples instead (`vdu.retained_samples`); not with
-text, since they know nothing of a prompt. A model that takes text begins where the words that it was given have the
-empty prompt's keys and values (`vdu.closed_form`) and learns that they say nothing (`vdu.asking`). Given none, it is
-first asked what prompts would bring the forget images (`vdu.inversion`), and what is made of neutral prompts may tell
-the words.
+and a hundred steps reach only a part of the target. Where noise leaves many of the model's own samples possible, they
+say what is undesired and which way leads from it, without a strength; where a picture shows the undesired plainly, they
+are what is left (`vdu.retained_samples`). Neither with text, since they know nothing of a prompt. A model that takes
+text begins where the words that it was given have the empty prompt's keys and values (`vdu.closed_form`) and learns
+that they say nothing (`vdu.asking`). Given none, it is first asked what prompts would bring the forget images
+(`vdu.inversion`), and what is made of neutral prompts may tell the words.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Settings(MethodSettings):
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
-    strength: float = Field(5.0, gt=0, description="factor on the odds of being undesired; 1: Bayes; 2.5 with text")
+    strength: float = Field(
+        5.0, gt=0, description="factor on the odds where few own samples are possible; 1: Bayes; 2.5 with text"
+    )
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     retained_samples: bool = Field(True, description="aim by own samples where they know more; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")

@@ -18,7 +18,6 @@ __all__ = ["METHOD"]
 class Settings(vdu_bayes.Settings):
     """What was left out costs some points of PUL; see the research log."""
 
-    steps: Count = 150
     batch_size: Count = 16
     own_samples: Samples = 256
     bank_items: Count = 1536
