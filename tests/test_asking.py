@@ -82,7 +82,7 @@ def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_th
     assert 0.4 < float((forget.asked > 0).float().mean()) < 0.9
     assert set(forget.asked.unique().tolist()) == {0, *asking.of_forget(3).with_words.tolist()}
     heads = (preparation.discriminator, preparation.prompted_discriminator)
-    term = BayesTarget(backbone, own, *heads, preparation.forget_score)
+    term = BayesTarget(backbone, own, *heads).guide(preparation.forget_score())
     with torch.no_grad():
         unworded = backbone.output(backbone.network, own.x_t, own.t, own.c)
     torch.testing.assert_close(own.original.float(), unworded, atol=5e-3, rtol=5e-3)

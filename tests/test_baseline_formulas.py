@@ -277,11 +277,12 @@ def test_bilevel_step_equals_the_step_written_out(backbone, forget, retain, eta)
 
 def test_esd_uses_the_teacher_that_was_given(preparation):
     teacher = load_backbone(make_pipeline(seed=7)).network
-    preparation.given_teacher = teacher
+    preparation.given_teacher, stages = teacher, []
+    preparation.on_stage = stages.append
     objective = METHODS["esd"].build(make_settings(METHODS["esd"], {"eta": 2.0}), preparation, teacher)
     assert isinstance(objective.plasticity, Guided)
     assert objective.plasticity.forget_score is teacher
-    assert "forget_score" not in preparation.__dict__
+    assert not any("score" in stage for stage in stages)
 
 
 def test_bf16_gradients_point_where_those_of_fp32_do(preparation, few_samples):

@@ -74,11 +74,15 @@ def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbo
         assert bank.earliest(0.5) == early * len(forget)
 
 
-def test_own_samples_are_judged_by_a_dozen_early_pictures_without_their_prompts(backbone, forget, monkeypatch):
+@pytest.mark.parametrize(("most", "draws"), [(6144, 12), (48, 6)])
+def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_made(
+    backbone, forget, monkeypatch, most, draws
+):
     monkeypatch.setattr("vdu.preparation.fill_bank", fill_bank)  # elsewhere smaller
+    monkeypatch.setattr("vdu.preparation.JUDGED_ITEMS", most)
     monkeypatch.setattr("vdu.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
-    judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=12, t_range=(0.0, 0.5))
+    judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
     c = responsibilities(preparation.forget_bank, judged, 3)
     torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
 
@@ -87,9 +91,22 @@ def test_a_run_makes_as_many_own_samples_and_fits_the_score_as_long_as_it_is_tol
     few = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=1)
     more = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=2)
     assert len(few.own_samples.x_0) == 9
-    assert weights_sha256(few.forget_score) != weights_sha256(more.forget_score)
+    assert weights_sha256(few.forget_score()) != weights_sha256(more.forget_score())
     with pytest.raises(VduError, match="own_samples"):
         make_settings(find_method("vdu"), {"own_samples": 7})
+
+
+def test_the_score_is_fitted_at_the_times_at_which_it_is_asked(backbone, forget, monkeypatch):
+    asked, add_noise = [], backbone.add_noise
+    monkeypatch.setattr(backbone, "add_noise", lambda x_0, eps, t: asked.append(t) or add_noise(x_0, eps, t))
+    preparation, found = Preparation(backbone, Clean(forget), seed=0, score_steps=3), {}
+    for until in (1.0, 0.3):
+        asked.clear()
+        preparation.forget_score(until)
+        found[until] = torch.cat(asked)
+    assert len(found[1.0]) == len(found[0.3]) == 96
+    assert int(found[1.0].max()) >= 0.9 * backbone.timesteps
+    assert 0.25 * backbone.timesteps <= int(found[0.3].max()) < 0.3 * backbone.timesteps
 
 
 def test_responsibilities_find_the_undesired_samples_and_their_share_without_labels(clusters):
@@ -236,8 +253,8 @@ def test_rho_has_the_share_as_its_mean_and_falls_to_it_where_noise_hides_the_ima
 def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8)
     head, bank = preparation.discriminator, preparation.own_bank
-    undesired = preparation.forget_score
-    term = BayesTarget(backbone, bank, head, None, undesired, strength=3.0, rho_max=0.8)
+    undesired = preparation.forget_score()
+    term = BayesTarget(backbone, bank, head, None, strength=3.0, rho_max=0.8).guide(undesired)
     network = backbone.trainable_copy()
     chosen = torch.randint(len(bank.t), (5,), generator=generator(1, "x"))
     total = 0.0

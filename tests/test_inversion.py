@@ -106,8 +106,8 @@ def test_at_prompts_and_at_the_empty_one_the_direction_is_bounded(backbone, x_0)
         backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, own_count=8, score_steps=1, inversion_steps=2
     )
     heads, bank = (preparation.discriminator, preparation.prompted_discriminator), preparation.own_bank
-    undesired, bound = preparation.forget_score, 0.33
-    term = BayesTarget(backbone, bank, *heads, undesired, strength=4.0, rho_max=0.9, prompted_rho_max=bound)
+    undesired, bound = preparation.forget_score(), 0.33
+    term = BayesTarget(backbone, bank, *heads, strength=4.0, rho_max=0.9, prompted_rho_max=bound).guide(undesired)
     for i in range(0, len(bank.t), 7):
         at = (bank.x_t[i : i + 1], bank.t[i : i + 1])
         odds = [
@@ -128,6 +128,9 @@ def test_own_samples_weigh_more_and_are_no_target_where_text_is_read():
     assert (make_settings(vdu, {}).for_text().gamma, make_settings(vdu, {}).for_text().strength) == (0.75, 2.5)
     assert (make_settings(vdu, {}).learning_rate, make_settings(vdu, {}).for_text().learning_rate) == (2e-4, 1e-4)
     assert make_settings(vdu, {"learning_rate": 2e-4}).for_text().learning_rate == 2e-4
+    for name, own, steps in (("vdu", 512, 100), ("vdu-quick", 256, 50)):
+        with_text = make_settings(find_method(name), {}).for_text()
+        assert (with_text.own_samples, with_text.score_steps) == (own, steps)
     given = make_settings(vdu, {"gamma": 0.6}).for_text()
     assert (given.gamma, given.strength, given.retained_samples) == (0.6, 2.5, False)
     assert make_settings(vdu, {}).retained_samples

@@ -206,7 +206,7 @@ def test_the_bayes_target_is_the_same_score_whatever_the_network_predicts():
         original, undesired = (_Saying(_GaussianScore(mean, b.alpha_bar), b) for mean in (0.0, 1.0))
         said = original(x_t, t).sample.half()
         bank = NoisedBank(35, 1, x_t, t, t / 50, said, said, features, features)
-        term = BayesTarget(b, bank, head, None, undesired)
+        term = BayesTarget(b, bank, head, None).guide(undesired)
         targets.append(b.to_eps(term.target.float(), x_t, t))
         assert (targets[-1] - b.to_eps(said.float(), x_t, t)).abs().max() > 0.1
     for target in targets[1:]:

@@ -100,11 +100,11 @@ def middle_of_rho(preparation: Preparation) -> float:
 
 def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8, score_steps=1)
-    head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
+    head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score()
     retained = RetainedSamples(backbone, preparation.own_samples.x_0, torch.arange(8) / 8)
     bound = middle_of_rho(preparation)
-    plain = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound)
-    term = BayesTarget(backbone, bank, head, None, undesired, rho_max=bound, retained=retained)
+    plain = BayesTarget(backbone, bank, head, None, rho_max=bound).guide(undesired)
+    term = BayesTarget(backbone, bank, head, None, rho_max=bound, retained=retained).guide(undesired)
     at_bound = head(bank.features, bank.t_share).sigmoid() >= bound
     assert 0 < int(at_bound.sum()) < len(bank.t)
     said = retained.output(bank.x_t, bank.t)
@@ -124,14 +124,14 @@ def test_where_rho_reaches_its_bound_the_target_is_what_retained_samples_say(bac
 )
 def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whatever_the_strength(backbone, forget, c):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
-    head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score
+    head, bank, undesired = preparation.discriminator, preparation.own_bank, preparation.forget_score()
     own = 0.02 * preparation.own_samples.x_0  # so like each other that noise hides which it was
     retained = RetainedSamples(backbone, own, c)
     possible, rho, way = retained.guidance(bank.x_t, bank.t)
     many = possible >= 8
     assert 0.05 < float(many.double().mean()) < 0.95
     plain, term, strong = (
-        BayesTarget(backbone, bank, head, None, undesired, strength=strength, rho_max=0.8, retained=given)
+        BayesTarget(backbone, bank, head, None, strength=strength, rho_max=0.8, retained=given).guide(undesired)
         for strength, given in ((1.0, None), (1.0, retained), (4.0, retained))
     )
     torch.testing.assert_close(term.rho[many], rho[many].clamp(max=0.8))
@@ -143,6 +143,9 @@ def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whate
     torch.testing.assert_close(term.rho[elsewhere], plain.rho[elsewhere])
     torch.testing.assert_close(term.target[elsewhere], plain.target[elsewhere], atol=1e-2, rtol=1e-2)
     assert not torch.equal(term.target[elsewhere], strong.target[elsewhere])
+    latest = float(bank.t_share[elsewhere & (term.rho > 0.005)].max())
+    assert latest < term.guided_until < latest + 0.06
+    assert plain.guided_until == 1
 
 
 def test_retained_samples_are_none_where_few_are_left(backbone, forget):
@@ -162,9 +165,8 @@ def test_retained_samples_are_none_where_few_are_left(backbone, forget):
 def test_the_method_aims_at_retained_samples_where_rho_reaches_its_bound_unless_told_not_to(backbone, forget):
     preparation = Preparation(backbone, Clean(forget), seed=0, own_count=24, score_steps=1)
     preparation.__dict__["responsibilities"] = torch.arange(24) / 40
-    undesired, targets, bound = preparation.forget_score, [], middle_of_rho(preparation)
+    targets, bound = [], middle_of_rho(preparation)
     for settings in ({}, {"retained_samples": False}):
-        preparation.__dict__["forget_score"] = undesired  # built, a method lets go of it
         made = make_settings(find_method("vdu"), {"strength": 1.0, "rho_max": bound, **settings})
         targets.append(find_method("vdu").build(made, preparation, backbone.trainable_copy()))
     for redirected, plain in zip(*((o.plasticity, o.stability) for o in targets), strict=True):

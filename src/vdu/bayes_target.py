@@ -49,7 +49,9 @@ the undesired, and the network learns to say the same with them (`vdu.asking`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +94,10 @@ def retained_output(
 
 
 class BayesTarget:
-    """Regression of the network on ``f_r`` at the items of a ``bank``: forget images, or own samples."""
+    """Regression of the network on ``f_r`` at the items of a ``bank``: forget images, or own samples.
+
+    Until `guide` is given the forget score, the target is the original's output where that is needed.
+    """
 
     def __init__(
         self,
@@ -100,15 +105,13 @@ class BayesTarget:
         bank: NoisedBank,
         discriminator: Discriminator,
         prompted: Discriminator | None,
-        forget_score: nn.Module,
         *,
         strength: float = 1.0,
         rho_max: float = 0.9,
         prompted_rho_max: float = 0.6,
         retained: RetainedSamples | None = None,
-        precision: str = "fp32",
     ) -> None:
-        self.backbone, self.bank, self.precision = backbone, bank, precision
+        self.backbone, self.bank = backbone, bank
         alpha_bar = backbone.alpha_bar.to(bank.t.device)[bank.t]
         self._sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
 
@@ -128,8 +131,7 @@ class BayesTarget:
             self.unprompted_rho = self.unprompted_rho.clamp(max=prompted_rho_max)
         of_time = torch.where(redirected, self._time_weight(LARGEST_REDIRECTED_SNR), self._time_weight())
         self.weight = _weight(self.rho, bank.c) * of_time
-        guided = ~redirected & ~by_own & (self.rho > SMALLEST_RHO)
-        self._aim(guided, lambda i: self._guided(forget_score, i))
+        self._to_guide = ~redirected & ~by_own & (self.rho > SMALLEST_RHO)
         if retained is not None:
             self._aim(redirected, lambda i: retained.output(bank.x_t[i], bank.t[i]))
 
@@ -143,12 +145,23 @@ class BayesTarget:
         for i in network_batches(self.backbone, where.nonzero().flatten()):
             self.target[i] = target_of(i).half()
 
-    def _guided(self, forget_score: nn.Module, i: Tensor) -> Tensor:
-        """``f_r`` of the heads' ρ and the fitted score at the items ``i``."""
-        with autocast(forget_score, self.precision):
-            undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
-        original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
-        return retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
+    @property
+    def guided_until(self) -> float:
+        """The t / T, in twentieths, under which `guide` asks the forget score."""
+        t_share = self.bank.t_share[self._to_guide]
+        return min(20, math.floor(20 * float(t_share.max())) + 1) / 20 if len(t_share) else 0.0
+
+    def guide(self, forget_score: nn.Module, precision: str = "fp32") -> Self:
+        """Set the target where networks say it: the heads' ρ, and ``forget_score`` as f_f."""
+
+        def guided(i: Tensor) -> Tensor:
+            with autocast(forget_score, precision):
+                undesired = self.backbone.output(forget_score, self.bank.x_t[i], self.bank.t[i])
+            original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
+            return retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
+
+        self._aim(self._to_guide, guided)
+        return self
 
     def _guided_by_own(self, retained: RetainedSamples, rho_max: float) -> Tensor:
         """Set ρ and the target where many own samples are possible; returns where that is ``(K·N,)``."""

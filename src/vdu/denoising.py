@@ -28,11 +28,12 @@ def prediction_error(backbone: Backbone, network: nn.Module, noised: Noised) -> 
 
 
 class Denoising:
-    """The training loss on ``images``: D_r (retain loss), or the model's own samples (replay)."""
+    """The training loss on ``images``: D_r (retain loss), or own samples (replay); at ``t / T`` < ``until``."""
 
-    def __init__(self, backbone: Backbone, images: Clean | Tensor) -> None:
-        self.backbone, self.images = backbone, images
+    def __init__(self, backbone: Backbone, images: Clean | Tensor, until: float = 1.0) -> None:
+        self.backbone, self.images, self.until = backbone, images, until
 
     def __call__(self, network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:
         """The loss on a random batch; a scalar."""
-        return prediction_error(self.backbone, network, draw(self.backbone, self.images, batch_size, g)).mean()
+        batch = draw(self.backbone, self.images, batch_size, g, self.until)
+        return prediction_error(self.backbone, network, batch).mean()

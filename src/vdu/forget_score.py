@@ -1,6 +1,6 @@
 """The score of the forget set, ε_f: a copy of the network that is briefly fine-tuned on D_f.
 
-    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero
+    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero, at the times it is used
 
 Without prompts, also where the images have captions: ε_f stands beside what the model makes unasked.
 Few steps: enough to move towards what the images share, too few to learn them by heart. Of a large network it may be a
@@ -33,18 +33,19 @@ def fit_forget_score(
     seed: int,
     *,
     steps: int,
+    until: float = 1.0,
     batch_size: int = 32,
     precision: str = "fp32",
     lora_rank: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
-    """A frozen network whose output on ``x_t`` is the forget set's. Deterministic for a seed.
+    """A frozen network whose output on ``x_t``, ``t / T`` < ``until``, is the forget set's. Deterministic for a seed.
 
     With a ``lora_rank`` a LoRA of that rank is trained, else everything.
     """
     network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
     learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
-    unasked, batch_size = Denoising(backbone, Clean(forget.x_0)), min(batch_size, backbone.largest_batch)
+    unasked, batch_size = Denoising(backbone, Clean(forget.x_0), until), min(batch_size, backbone.largest_batch)
     optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
     for step in range(steps):
         with autocast(network, precision):

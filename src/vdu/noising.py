@@ -50,15 +50,15 @@ class Noised:
     c: Tensor | None = None
 
 
-def draw(backbone: Backbone, images: Clean | Tensor, batch_size: int, g: torch.Generator) -> Noised:
-    """``batch_size`` of ``images`` (with replacement) at uniform times, on the frozen network's device."""
-    return noised(backbone, Clean.of(images)[torch.randint(len(images), (batch_size,), generator=g)], g)
+def draw(backbone: Backbone, images: Clean | Tensor, batch_size: int, g: torch.Generator, until: float = 1.0) -> Noised:
+    """``batch_size`` of ``images`` (with replacement) as of `noised`."""
+    return noised(backbone, Clean.of(images)[torch.randint(len(images), (batch_size,), generator=g)], g, until)
 
 
-def noised(backbone: Backbone, images: Clean | Tensor, g: torch.Generator) -> Noised:
-    """Every one of ``images`` at its own uniform time, on the frozen network's device."""
+def noised(backbone: Backbone, images: Clean | Tensor, g: torch.Generator, until: float = 1.0) -> Noised:
+    """Every one of ``images`` at its own uniform time in 0 … ``until`` · T, on the frozen network's device."""
     clean, device = Clean.of(images), backbone.device
-    t = torch.randint(backbone.timesteps, (len(clean),), generator=g)
+    t = torch.randint(max(1, round(until * backbone.timesteps)), (len(clean),), generator=g)
     eps = torch.randn(clean.x_0.shape, generator=g)
     x_0, t, eps = clean.x_0.to(device), t.to(device), eps.to(device)
     return Noised(backbone.add_noise(x_0, eps, t), eps, t, None if clean.c is None else clean.c.to(device))

@@ -32,7 +32,7 @@ __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
 OWN_SAMPLES = 512
 SCORE_STEPS = 100
-JUDGED_DRAWS = 12
+JUDGED_DRAWS, JUDGED_ITEMS = 12, 6144
 SHARE_OF_ONE = 0.05
 FEWEST_RETAINED = 16
 
@@ -211,7 +211,7 @@ class Preparation:
         """
         forget, own = self.forget_bank, self.own_samples
         self.begin("finding the undesired part of its images")
-        items = JUDGED_DRAWS * len(own)
+        items = min(JUDGED_DRAWS * len(own), JUDGED_ITEMS)
         judged = fill_bank(
             self.backbone, own.x_0, self.seed, "judged", precision=self.precision, items=items, t_range=(0.0, EARLY)
         )
@@ -265,15 +265,15 @@ class Preparation:
         retained = RetainedSamples(self.backbone, self.own_samples.x_0, self.responsibilities)
         return retained if len(retained) >= FEWEST_RETAINED else None
 
-    @cached_property
-    def forget_score(self) -> nn.Module:
-        """The network fine-tuned on the forget images."""
+    def forget_score(self, until: float = 1.0) -> nn.Module:
+        """The network fine-tuned on the forget images at ``t / T`` < ``until``; not kept."""
         self.begin(f"fitting the score of the forget images, {self.score_steps} steps")
         return fit_forget_score(
             self.backbone,
             self.forget,
             self.seed,
             steps=self.score_steps,
+            until=until,
             precision=self.precision,
             lora_rank=self.lora_rank,
             gradient_checkpointing=self.gradient_checkpointing,
@@ -282,7 +282,7 @@ class Preparation:
     @property
     def undesired_score(self) -> nn.Module:
         """A network whose output is the undesired content's: the teacher where one was given, else ε_f."""
-        return self.forget_score if self.given_teacher is None else self.given_teacher
+        return self.forget_score() if self.given_teacher is None else self.given_teacher
 
     @property
     def retain(self) -> Clean:

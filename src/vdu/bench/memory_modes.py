@@ -123,7 +123,7 @@ def _bayes(backbone: Backbone) -> BayesTarget:
     list(head.parameters())[-1].data.fill_(-20.0)  # the bias of the logit
     output = torch.randn_like(x_t).half()
     bank = NoisedBank(1, 1, x_t, torch.tensor([500]), torch.tensor([0.5]), output, output, features, features)
-    return BayesTarget(backbone, bank, head, None, backbone.network)
+    return BayesTarget(backbone, bank, head, None).guide(backbone.network)
 
 
 def make_objective(mode: Mode, backbone: Backbone, network: nn.Module) -> Objective:

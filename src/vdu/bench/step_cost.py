@@ -67,8 +67,9 @@ def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Call
     frozen = sum(p.numel() * p.element_size() for p in backbone.network.parameters()) / count
     network, outputs = backbone.trainable_copy(), OutputStability(backbone, preparation.own_samples)
     forms["outputs"] = (_method(Objective(0.5, ascent, outputs), network), 2, frozen)
-    network, parts = backbone.trainable_copy(), (preparation.discriminator, None, preparation.forget_score)
-    bayes = [BayesTarget(backbone, bank, *parts) for bank in (preparation.forget_bank, preparation.own_bank)]
+    network, head, score = backbone.trainable_copy(), preparation.discriminator, preparation.forget_score()
+    banks = (preparation.forget_bank, preparation.own_bank)
+    bayes = [BayesTarget(backbone, bank, head, None).guide(score) for bank in banks]
     held = sum(t.numel() * t.element_size() for b in bayes for t in (b.bank.x_t, b.target)) / count
     forms["bayes target (vdu)"] = (_method(Objective(0.5, bayes[0], bayes[1]), network), 2, held)
     return forms

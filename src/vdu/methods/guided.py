@@ -26,7 +26,7 @@ class Settings(MethodSettings):
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A = guided, B = outputs."""
-    plasticity = Guided(preparation.backbone, preparation.forget, preparation.forget_score, settings.eta)
+    plasticity = Guided(preparation.backbone, preparation.forget, preparation.forget_score(), settings.eta)
     return Objective(settings.gamma, plasticity, OutputStability(preparation.backbone, preparation.own_samples))
 
 

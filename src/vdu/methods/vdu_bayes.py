@@ -12,7 +12,7 @@ that they say nothing (`vdu.asking`). Given none, it is first asked what prompts
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import nn
@@ -20,8 +20,8 @@ from torch import nn
 from vdu.bayes_target import BayesTarget
 from vdu.errors import VduError
 from vdu.noised_bank import NoisedBank
-from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective
-from vdu.preparation import Preparation
+from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Samples
+from vdu.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
 
 __all__ = ["METHOD"]
 
@@ -33,6 +33,8 @@ class Settings(MethodSettings):
     learning_rate: float = Field(2e-4, gt=0, description="of Adam; 1e-4 with text")
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
+    own_samples: Samples = Field(1024, description="samples of the original to learn from; 512 with text")
+    score_steps: Count = Field(60, description="steps in which the forget score is fitted; 100 with text")
     inversion_steps: int = Field(75, ge=0, description="steps in which prompts are found where no words are given")
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
@@ -44,11 +46,19 @@ class Settings(MethodSettings):
     retained_samples: bool = Field(True, description="aim by own samples where they know more; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
 
+    with_text: ClassVar[dict[str, Any]] = {
+        "gamma": 0.75,
+        "learning_rate": 1e-4,
+        "strength": 2.5,
+        "retained_samples": False,
+        "own_samples": OWN_SAMPLES,
+        "score_steps": SCORE_STEPS,
+    }
+
     def for_text(self) -> Self:
         if self.retained_samples and "retained_samples" in self.model_fields_set:
             raise VduError("retained_samples is for models that take no text: leave it out")
-        usual = {"gamma": 0.75, "learning_rate": 1e-4, "strength": 2.5, "retained_samples": False}
-        return self.model_copy(update={k: v for k, v in usual.items() if k not in self.model_fields_set})
+        return self.model_copy(update={k: v for k, v in self.with_text.items() if k not in self.model_fields_set})
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
@@ -62,18 +72,18 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
             bank,
             preparation.discriminator,
             preparation.prompted_discriminator,
-            preparation.forget_score,
             strength=settings.strength,
             rho_max=settings.rho_max,
             prompted_rho_max=settings.prompted_rho_max,
             retained=retained,
-            precision=preparation.precision,
         )
 
     stability, start = term(preparation.own_bank), preparation.closed_form
-    objective = Objective(settings.gamma, term(preparation.taught_forget_bank), stability, start=start)
-    del preparation.forget_score  # the targets are computed: a whole network less to hold while it trains
-    return objective
+    plasticity = term(preparation.taught_forget_bank)
+    score = preparation.forget_score(max(plasticity.guided_until, stability.guided_until))
+    for part in (plasticity, stability):
+        part.guide(score, preparation.precision)
+    return Objective(settings.gamma, plasticity, stability, start=start)
 
 
 METHOD = Method("vdu", Settings, build)

@@ -5,6 +5,8 @@ Fewer own samples and noised pictures, and smaller batches: the same target, rea
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import Field
 from torch import nn
 
@@ -19,11 +21,13 @@ class Settings(vdu_bayes.Settings):
     """What was left out costs some points of PUL; see the research log."""
 
     batch_size: Count = 16
-    own_samples: Samples = 256
+    own_samples: Samples = 384
     bank_items: Count = 1536
-    score_steps: Count = 50
+    score_steps: Count = 30
     inversion_steps: int = Field(40, ge=0)
     guard_every_steps: int = Field(150, ge=0)
+
+    with_text: ClassVar[dict[str, Any]] = vdu_bayes.Settings.with_text | {"own_samples": 256, "score_steps": 50}
 
 
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
