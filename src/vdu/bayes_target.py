@@ -121,9 +121,11 @@ class BayesTarget:
 
         self.target = bank.original.clone()
         self.rho = rho(discriminator, bank.features)
-        redirected = self.rho >= rho_max if retained is not None else torch.zeros_like(self.rho, dtype=torch.bool)
-        by_own = torch.zeros_like(redirected) if retained is None else self._guided_by_own(retained, rho_max)
-        redirected &= ~by_own
+        redirected = by_own = torch.zeros_like(self.rho, dtype=torch.bool)
+        if retained is not None:
+            at_bound = self.rho >= rho_max  # of the heads' ρ, which own samples replace
+            by_own = self._guided_by_own(retained, rho_max)
+            redirected = at_bound & ~by_own
         self.unprompted_rho = self.rho
         if bank.c is not None:
             if prompted is not None:

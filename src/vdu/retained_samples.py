@@ -44,7 +44,7 @@ class RetainedSamples:
         self.x_0 = own_samples.cpu().double()
         self.squared_norm = self.x_0.flatten(1).square().sum(1)
         self.log_remaining = (1 - self.c).clamp(min=SMALLEST).log()
-        self.log_weight = torch.where(self.c < 0.5, (1 - self.c).log(), -torch.inf)
+        self.log_weight = torch.where(self.c < 0.5, self.log_remaining, -torch.inf)
 
     def __len__(self) -> int:
         """How many remain."""
