@@ -9,7 +9,7 @@ import torch
 
 import vdu.responsibility
 from vdu.backbone import weights_sha256
-from vdu.bayes_target import BayesTarget, _weight, velocity_weight
+from vdu.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
 from vdu.discriminator import fit_head
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
@@ -269,6 +269,24 @@ def test_the_bayes_target_is_the_formula_item_by_item(backbone, forget):
             error = multi_scale_error(network(x_t, t).sample - target, (1 / backbone.alpha_bar[t] - 1).sqrt())
             total += v_per_eps * (1 - rho) * float(error) / 5
     assert float(term(network, 5, generator(1, "x"))) == pytest.approx(total, rel=0.02, abs=1e-5)
+
+
+def test_the_forget_score_is_asked_up_to_the_twentieth_that_leaves_a_hundredth_out():
+    often, seldom = torch.full((99,), 0.62), torch.tensor([0.8])
+    assert guided_until(often, seldom) == 0.65
+    assert guided_until(often[1:], seldom) == guided_until(often, seldom, seldom) == 0.85
+    assert guided_until(torch.tensor([0.999])) == 1.0
+    assert guided_until(torch.zeros(0), torch.zeros(0)) == 0.0
+
+
+def test_where_the_forget_score_is_not_asked_the_target_is_the_originals_output(backbone, forget):
+    preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8)
+    bank, head, undesired = preparation.forget_bank, preparation.discriminator, preparation.forget_score()
+    term, whole = (BayesTarget(backbone, bank, head, None).guide(undesired, until) for until in (0.5, 1.0))
+    late = bank.t_share >= 0.5
+    assert torch.equal(term.target[late], bank.original[late])
+    torch.testing.assert_close(term.target[~late], whole.target[~late], atol=1e-3, rtol=1e-3)
+    assert not torch.equal(whole.target[late], bank.original[late])
 
 
 def test_an_error_of_the_output_weighs_what_it_does_to_v():

@@ -9,7 +9,7 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget, velocity_weight
+from vdu.bayes_target import BayesTarget, guided_until, velocity_weight
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean
 from vdu.preparation import Preparation
@@ -143,9 +143,8 @@ def test_where_many_own_samples_are_possible_rho_and_the_target_are_theirs_whate
     torch.testing.assert_close(term.rho[elsewhere], plain.rho[elsewhere])
     torch.testing.assert_close(term.target[elsewhere], plain.target[elsewhere], atol=1e-2, rtol=1e-2)
     assert not torch.equal(term.target[elsewhere], strong.target[elsewhere])
-    latest = float(bank.t_share[elsewhere & (term.rho > 0.005)].max())
-    assert latest < term.guided_until < latest + 0.06
-    assert plain.guided_until == 1
+    assert torch.equal(term.guided_times, bank.t_share[elsewhere & (term.rho > 0.005)])
+    assert guided_until(term.guided_times) < guided_until(plain.guided_times) == 1
 
 
 def test_retained_samples_are_none_where_few_are_left(backbone, forget):

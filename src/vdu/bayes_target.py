@@ -35,7 +35,8 @@ Heads, and a network fitted on a few images, know of ρ and of f_* − f_f only 
 model's own samples possible. Where `MANY` are (of 512 digits from t/T ≈ 0.6 on), ρ and the difference f_r − f_* are
 those of the own samples (`vdu.retained_samples`), without a strength: heads see nothing there, their ρ is π for all,
 and a factor on it pushes every picture the same way, along a difference that is mostly what the fitting left.
-Photographs without airplanes, which are bright, all turned dark.
+Photographs without airplanes, which are bright, all turned dark. The forget score is fitted, and asked, at lower noise
+than all but `TOO_FEW` of the items that would ask it: what fitting leaves at more noise moves every picture alike.
 
 Elsewhere ρ is bounded by ``rho_max``. Where ρ(x_t), with its strength, reaches that, f_* is much like f_f and their
 difference no way out: the score of the own samples that should remain is the target. Their image is another one
@@ -64,10 +65,11 @@ from vdu.precision import autocast
 from vdu.retained_samples import RetainedSamples
 from vdu.training_loss import min_snr_weight
 
-__all__ = ["BayesTarget", "retained_output", "velocity_weight"]
+__all__ = ["BayesTarget", "guided_until", "retained_output", "velocity_weight"]
 
 SMALLEST_RHO = 0.005
 MANY = 8
+TOO_FEW = 0.01
 LARGEST_REDIRECTED_SNR = 2.0
 LARGEST_VELOCITY_WEIGHT = 20.0  # before it is divided by the mean: 1/ᾱ has no bound where nothing but noise is left
 
@@ -148,13 +150,12 @@ class BayesTarget:
             self.target[i] = target_of(i).half()
 
     @property
-    def guided_until(self) -> float:
-        """The t / T, in twentieths, under which `guide` asks the forget score."""
-        t_share = self.bank.t_share[self._to_guide]
-        return min(20, math.floor(20 * float(t_share.max())) + 1) / 20 if len(t_share) else 0.0
+    def guided_times(self) -> Tensor:
+        """The t / T of the items at which `guide` asks the forget score."""
+        return self.bank.t_share[self._to_guide]
 
-    def guide(self, forget_score: nn.Module, precision: str = "fp32") -> Self:
-        """Set the target where networks say it: the heads' ρ, and ``forget_score`` as f_f."""
+    def guide(self, forget_score: nn.Module, until: float = 1.0, precision: str = "fp32") -> Self:
+        """Set the target where networks say it, at t / T < ``until``: the heads' ρ, and ``forget_score`` as f_f."""
 
         def guided(i: Tensor) -> Tensor:
             with autocast(forget_score, precision):
@@ -162,7 +163,7 @@ class BayesTarget:
             original, unprompted = self.bank.original[i].float(), self.bank.unprompted[i].float()
             return retained_output(original, unprompted, undesired, self.rho[i], self.unprompted_rho[i])
 
-        self._aim(self._to_guide, guided)
+        self._aim(self._to_guide & (self.bank.t_share < until), guided)
         return self
 
     def _guided_by_own(self, retained: RetainedSamples, rho_max: float) -> Tensor:
@@ -182,6 +183,15 @@ class BayesTarget:
         output = self.backbone.output(network, self.bank.x_t[i], self.bank.t[i], self.bank.condition(i))
         error = multi_scale_error(output - self.target[i].float(), self._sigma[i])
         return (self.weight[i] * error).mean()
+
+
+def guided_until(*times: Tensor) -> float:
+    """The t / T, in twentieths, below all but `TOO_FEW` of the ``times`` (t / T) at which the forget score is asked."""
+    earliest_first = torch.cat(times).sort().values
+    if not len(earliest_first):
+        return 0.0
+    latest = float(earliest_first[math.ceil((1 - TOO_FEW) * len(earliest_first)) - 1])
+    return min(20, math.floor(20 * latest) + 1) / 20
 
 
 def _weight(rho: Tensor, c: Tensor | None) -> Tensor:

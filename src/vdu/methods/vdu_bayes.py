@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
-from vdu.bayes_target import BayesTarget
+from vdu.bayes_target import BayesTarget, guided_until
 from vdu.errors import VduError
 from vdu.noised_bank import NoisedBank
 from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Samples
@@ -80,9 +80,10 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
 
     stability, start = term(preparation.own_bank), preparation.closed_form
     plasticity = term(preparation.taught_forget_bank)
-    score = preparation.forget_score(max(plasticity.guided_until, stability.guided_until))
+    until = guided_until(plasticity.guided_times, stability.guided_times)
+    score = preparation.forget_score(until)
     for part in (plasticity, stability):
-        part.guide(score, preparation.precision)
+        part.guide(score, until, preparation.precision)
     return Objective(settings.gamma, plasticity, stability, start=start)
 
 
