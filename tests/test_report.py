@@ -147,6 +147,14 @@ def test_verdict_of_lost_quality(
     assert "kept their quality" not in sentence
 
 
+def test_a_verdict_says_when_the_two_distances_disagree(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    kept = "kept their quality by u-FID (u-FID 3.10, original 3.00), not by KID (KID 0.058, original 0.037)"
+    assert kept in verdict(unlearning, evaluation | {"kid": 0.058, "kid_original": 0.037})
+    for before, after in ((0.037, 0.042), (-0.001, 0.002), (None, 0.1), (0.1, None)):
+        sentence = verdict(unlearning, evaluation | {"kid": after, "kid_original": before})
+        assert "kept their quality (u-FID 3.10, original 3.00)" in sentence
+
+
 def test_few_samples_are_named_beside_the_distance_that_they_spoil(
     tmp_path: Path, unlearning: dict[str, Any], evaluation: dict[str, Any]
 ) -> None:

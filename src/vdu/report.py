@@ -112,7 +112,12 @@ def _quality_clause(evaluation: dict[str, Any]) -> str:
     if losses := quality_losses(evaluation):
         return f"the quality of its other pictures fell ({'; '.join(losses)})"
     if all(_finite(evaluation.get(name)) is not None for name in ("u_fid", "u_fid_original")):
-        return f"its other pictures kept their quality ({_compared_fid(evaluation)})"
+        kept = "its other pictures kept their quality"
+        kid, kid_before = _finite(evaluation.get("kid")), _finite(evaluation.get("kid_original"))
+        if kid is not None and kid_before is not None and kid > FID_RATIO * kid_before > 0:
+            against = f"KID {number(kid, 3)}, original {number(kid_before, 3)}"
+            return f"{kept} by u-FID ({_compared_fid(evaluation)}), not by KID ({against})"
+        return f"{kept} ({_compared_fid(evaluation)})"
     before, after = (percent(_value(evaluation, name)) for name in ("share_none_before", "share_none"))
     return f"u-FID was not measured (pictures of no class: {before} before, {after} after)"
 
