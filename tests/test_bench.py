@@ -29,8 +29,24 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_rows_carry_the_ratio_to_the_originals_distance(results):
-    assert {r["u_fid_ratio"] for r in read_rows("some", results)} == {1.2 / 0.8}
+def _change(path, **figures):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"row": content["row"] | figures}))
+
+
+def test_rows_carry_the_ratio_to_the_originals_distance_and_the_points_of_none(results):
+    _change(results / "some" / "ga-a-0.json", kid=0.06, kid_original=0.04, share_none=24.0, share_none_before=20.5)
+    _change(results / "some" / "ga-b-0.json", kid=0.06, kid_original=-0.001)
+    rows = read_rows("some", results)
+    assert {r["u_fid_ratio"] for r in rows} == {1.2 / 0.8}
+    assert [r.get("kid_ratio") for r in rows] == [pytest.approx(1.5), None, None, None]
+    assert [r.get("none_rise") for r in rows] == [3.5, None, None, None]
+
+
+def test_both_axes_are_shown_by_target(results):
+    text = render("some", results, "table")
+    assert "pul of target" in text
+    assert "| a                     | 1.50 | 1.50 |" in text
 
 
 def _drawn(kind, results):
@@ -56,10 +72,7 @@ def test_a_panel_for_each_method_shows_how_its_shares_moved(results):
 
 
 def test_a_run_without_the_figure_is_no_point_and_no_part_of_a_mean(results):
-    path = results / "some" / "vdu-a-0.json"
-    content = json.loads(path.read_text())
-    content["row"] |= {"u_fid": float("nan"), "total_variation": float("nan")}
-    path.write_text(json.dumps(content))
+    _change(results / "some" / "vdu-a-0.json", u_fid=float("nan"), total_variation=float("nan"))
     assert sum(len(c.get_offsets()) for c in _drawn("frontier", results).axes[0].collections) == 3
     cells = {line.split("|")[1].strip(): line for line in render("some", results, "table").splitlines() if "|" in line}
     header, vdu = ([cell.strip() for cell in cells[name].split("|")] for name in ("method", "vdu"))

@@ -151,7 +151,7 @@ def test_tables_plots_and_the_list_know_them(results, tmp_path, monkeypatch, cap
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results)
     assert code == 0
     assert "| (original)" in out
-    assert "UA of target" in out
+    assert "ua of target" in out
     finetune = next(line for line in out.splitlines() if line.startswith("| finetune, with prompt"))
     assert "–" not in finetune.split("|")[3]
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results, "--format", "json")

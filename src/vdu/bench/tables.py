@@ -16,8 +16,8 @@ NOT_MEASURED = "–"
 RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
 
 CLASS_COLUMNS = (
-    *("pul", "share_after", "share_none", "u_fid", "u_fid_original", "u_fid_oracle", "u_fid_ratio"),
-    *("total_variation", "changed", "passes", "seconds"),
+    *("pul", "share_after", "share_none", "none_rise", "u_fid", "u_fid_original", "u_fid_oracle", "u_fid_ratio"),
+    *("kid_ratio", "total_variation", "changed", "passes", "seconds"),
 )
 BOTH = ("ua", "ua_none", "ua_paraphrase", "ira", "cra", "cra_target")  # which the original model has too
 ATTACKED = ("ua_attack", "ua_attack_original", "ua_random")  # the original under the words found for each run
@@ -35,12 +35,16 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
 
 
 def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
-    """What follows from a row's figures: ratio of u-FIDs, mean of IRA and CRA, and the oracle's u-FID beside them."""
+    """What follows from a row's figures: ratios of distances, points of none, mean of IRA and CRA; the oracle's u-FID."""
     figures: dict[str, float | None] = {}
     if "u_fid" in row:
         figures["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
-    if row.get("u_fid") is not None and row.get("u_fid_original"):
-        figures["u_fid_ratio"] = row["u_fid"] / row["u_fid_original"]
+    for name in ("u_fid", "kid"):
+        figure, original = row.get(name), row.get(f"{name}_original")
+        if figure is not None and original is not None and original > 0:  # KID, which has no bias, may fall below
+            figures[f"{name}_ratio"] = figure / original
+    if row.get("share_none") is not None and row.get("share_none_before") is not None:
+        figures["none_rise"] = row["share_none"] - row["share_none_before"]
     for suffix in ("", "_original"):
         ira, cra = row.get(f"ira{suffix}"), row.get(f"cra{suffix}")
         if ira is not None and cra is not None:
@@ -131,13 +135,13 @@ def _aligned(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in shown)
 
 
-def _by_target(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """PUL or UA of each method (columns) on each target (lines), mean (least … most) over seeds."""
-    methods, lead = sorted({r["method"] for r in rows}), lead_figure(rows)
-    lines = [[f"{lead.upper()} of target", *methods]]
+def _by_target(rows: list[dict[str, Any]], figure: str) -> list[list[str]]:
+    """A figure of each method (columns) on each target (lines), mean (least … most) over seeds."""
+    methods = sorted({r["method"] for r in rows})
+    lines = [[f"{figure} of target", *methods]]
     for target in sorted({str(r["target"]) for r in rows}):
         of_target = [r for r in rows if str(r["target"]) == target]
-        cells = [_cell(r.get(lead) for r in of_target if r["method"] == method) for method in methods]
+        cells = [_cell(r.get(figure) for r in of_target if r["method"] == method) for method in methods]
         lines.append([target, *cells])
     return lines
 
@@ -181,5 +185,7 @@ def render(suite: str, results: Path, format_: str, targets: Sequence[str] = (),
     if suite == "step-cost" or suite.startswith(("memory-", "cost-")):
         header = list(rows[0])
         return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
-    tables = [summary(rows), _by_target(rows), _original_shares(suite, results)]
+    shown_by_target = ("ua",) if is_of_concepts(rows) else ("pul", "u_fid_ratio")
+    by_target = [_by_target(rows, figure) for figure in shown_by_target]
+    tables = [summary(rows), *by_target, _original_shares(suite, results)]
     return "\n\n".join(_aligned(lines) for lines in tables if len(lines) > 1)
