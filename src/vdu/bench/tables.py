@@ -35,7 +35,7 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
 
 
 def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
-    """What follows from a row's figures: ratios of distances, points of none, mean of IRA and CRA; the oracle's u-FID."""
+    """What follows from a row's figures: ratios of distances, points of none, mean of IRA and CRA, oracle's u-FID."""
     figures: dict[str, float | None] = {}
     if "u_fid" in row:
         figures["u_fid_oracle"] = oracles.get((row["target"], row["seed"]))
