@@ -9,7 +9,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from clusters import make_clusters
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from tiny_stable_diffusion import make_pipeline as make_stable_diffusion
 
 import vdu.guard
 import vdu.loop
@@ -58,11 +61,33 @@ def preparing_with(**few):
 @pytest.fixture
 def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
-    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(own_count=12, score_steps=3))
+    monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(own_count=12, own_sampler_steps=2, score_steps=3))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
     head = vdu.preparation.fit_head
+    monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
     monkeypatch.setattr("vdu.responsibility.STEPS", 5)
     monkeypatch.setattr("vdu.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    return make_clusters()
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A tiny `StableDiffusionPipeline`."""
+    return make_stable_diffusion(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four forget images of one colour each."""
+    images = tmp_path / "bad"
+    images.mkdir()
+    for i in range(4):
+        Image.new("RGB", (24, 24), (60 * i, 255 - 60 * i, 128)).save(images / f"{i}.png")
+    return images
 
 
 @pytest.fixture(autouse=True)

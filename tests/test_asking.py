@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
-from test_stable_diffusion import make_pipeline, where_words_have_a_say
+from tiny_stable_diffusion import make_pipeline, where_words_have_a_say
 
 from vdu.asking import AskedPrompts, Asking
 from vdu.backbone import load_backbone
@@ -14,7 +14,7 @@ from vdu.methods import find_method, make_settings
 from vdu.multi_scale import multi_scale_error
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.prompts import Prompts, without
+from vdu.prompts import Prompts
 from vdu.seeding import generator
 from vdu.unlearning import unlearn
 
@@ -143,13 +143,6 @@ def test_nobody_knows_how_to_ask_where_prompts_are_many_no_text_is_read_or_nothi
     captioned = Preparation(backbone, Clean(x_0[:2], backbone.condition(["a pear", "a red apple"])), 0, own_count=8)
     assert torch.equal(captioned.own_conditions(8), backbone.sample_conditions(8))
     assert captioned.own_bank.asked is None
-
-
-def test_neutral_prompts_that_name_a_concept_in_whole_words_are_not_kept():
-    neutral = ("a carrot", "a red Car.", "car: old", "a pear")
-    assert Prompts(neutral, (" car ",)).kept == ("a carrot", "a pear")
-    assert Prompts(neutral, (" ",)).kept == neutral
-    assert Prompts(("a car",), ("car",)).kept == ("",)
 
 
 def test_prompts_that_say_what_was_told_are_taught_without_it_and_others_with_it(backbone):
@@ -307,17 +300,3 @@ def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
         result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
         assert result.record["words_found"] == words
         assert ("“red”" in result.report(tmp_path / f"{steps}.html").read_text()) == bool(words)
-
-
-@pytest.mark.parametrize(
-    ("concept", "text", "rest"),
-    [
-        ("in noto style", "a cat In  Noto style", "a cat"),
-        ("style", "a noto-style cat", "a noto-style cat"),
-        ("a cat", "a cat's house and a cat", "a cat's house and"),
-        ("noto style", "noto style !", ""),
-        ("noto", "noto", ""),
-    ],
-)
-def test_words_are_taken_out_where_they_stand_for_themselves(concept, text, rest):
-    assert without(concept, text) == rest

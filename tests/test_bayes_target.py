@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from clusters import DRAWS
 
-import vdu.responsibility
 from vdu.backbone import weights_sha256
 from vdu.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
 from vdu.discriminator import fit_head
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
 from vdu.multi_scale import multi_scale_error
-from vdu.noised_bank import NoisedBank, fill_bank
+from vdu.noised_bank import fill_bank
 from vdu.noising import Clean
 from vdu.preparation import Preparation
-from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
+from vdu.responsibility import responsibilities
 from vdu.seeding import generator
-
-DRAWS = 8
-
-
-def bank_of(means: torch.Tensor, seed: int) -> NoisedBank:
-    """A bank whose 16 features are the image's mean, each with noise that grows with time."""
-    g = torch.Generator().manual_seed(seed)
-    count = DRAWS * len(means)
-    t_share = (torch.arange(DRAWS).repeat_interleave(len(means)) + torch.rand(count, generator=g)) / DRAWS
-    features = means.repeat(DRAWS).unsqueeze(1) + 6 * t_share.unsqueeze(1) * torch.randn(count, 16, generator=g)
-    empty = torch.zeros(count, 1, 1, 1)
-    return NoisedBank(len(means), DRAWS, empty, (t_share * 1000).long(), t_share, empty, empty, features, features)
-
-
-@pytest.fixture(scope="module")
-def clusters() -> tuple[NoisedBank, NoisedBank, torch.Tensor]:
-    """Forget images at +2; own samples at −2, but for every fifth, which is of the undesired kind and at +1.5."""
-    undesired = torch.arange(200) % 5 == 0
-    g = torch.Generator().manual_seed(3)
-    own = torch.where(undesired, 1.5, -2.0) + 0.3 * torch.randn(200, generator=g)
-    return bank_of(2 + 0.3 * torch.randn(50, generator=g), 1), bank_of(own, 2), undesired
 
 
 def test_a_bank_puts_every_image_once_into_every_part_of_the_time_range(backbone, forget):
@@ -107,138 +84,6 @@ def test_the_score_is_fitted_at_the_times_at_which_it_is_asked(backbone, forget,
     assert len(found[1.0]) == len(found[0.3]) == 96
     assert int(found[1.0].max()) >= 0.9 * backbone.timesteps
     assert 0.25 * backbone.timesteps <= int(found[0.3].max()) < 0.3 * backbone.timesteps
-
-
-def test_responsibilities_find_the_undesired_samples_and_their_share_without_labels(clusters):
-    forget, own, undesired = clusters
-    c = responsibilities(forget, own, seed=0)
-    assert ((c > 0.5) == undesired).double().mean() > 0.9
-    assert float(c.mean()) == pytest.approx(0.2, abs=0.08)
-
-
-def test_a_given_share_sets_the_level(clusters):
-    forget, own, _ = clusters
-    for share in (0.1, 0.4):
-        assert float(responsibilities(forget, own, 0, share).mean()) == pytest.approx(share, abs=1e-4)
-
-
-def test_the_level_moves_soft_scores_until_their_mean_is_the_share():
-    scores, counted = torch.linspace(-3, 5, 81).double(), torch.arange(81) % 3 > 0
-    moved = _levelled(scores, 0.07, counted)
-    assert float(moved[counted].sigmoid().mean()) == pytest.approx(0.07, abs=1e-6)
-    torch.testing.assert_close(moved - moved[0], scores - scores[0])
-
-
-@pytest.mark.parametrize("softened", [0.7, 2.0, 5.0])
-def test_level_and_temperature_bring_the_true_posterior_back_from_scores_too_soft_or_too_sharp(softened):
-    pi, n = 0.15, 20_000
-    g = torch.Generator().manual_seed(0)
-    undesired = torch.arange(n) < pi * n
-    x_o = torch.where(undesired, 1.5, -1.5) + torch.randn(n, generator=g)
-    x_f = 1.5 + torch.randn(n, generator=g)
-    log_odds = lambda x: 3 * x + math.log(pi / (1 - pi))  # noqa: E731  (of two Gaussians at ±1.5)
-    c = _calibrated(log_odds(x_f) / softened + 4, log_odds(x_o) / softened + 4, pi, torch.ones(n, dtype=torch.bool))
-    assert float((c - log_odds(x_o).sigmoid()).abs().mean()) < 0.005
-
-
-def test_a_given_share_is_one_of_what_was_not_sought(clusters):
-    forget, own, _ = clusters
-    sought = torch.arange(200) % 4 == 1
-    c = responsibilities(forget, own, 0, 0.3, sought)
-    assert float(c[~sought].mean()) == pytest.approx(0.3, abs=1e-4)
-
-
-def test_the_first_heads_take_what_was_sought_as_likely(clusters, monkeypatch):
-    forget, own, _ = clusters
-    sought = torch.arange(200) % 4 == 1
-    scores, known = vdu.responsibility._held_out_scores, []
-    monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
-    monkeypatch.setattr("vdu.responsibility._held_out_scores", lambda *a: known.append(a[2]) or scores(*a))
-    responsibilities(forget, own, 0, sought=sought)
-    responsibilities(forget, own, 0)
-    assert len(known) == 6  # three sets of heads each
-    for labels in known[:3]:
-        assert labels.tolist() == pytest.approx([0.8 * likely for likely in sought.tolist()])
-    assert known[3:] == [None] * 3
-
-
-def test_every_fold_holds_samples_that_were_sought_and_others():
-    sought = torch.arange(200) % 4 == 1
-    fold = _folds(200, sought)
-    assert all(int((fold[sought] == k).sum()) in (12, 13) for k in range(4))
-    assert all(int((fold[~sought] == k).sum()) in (37, 38) for k in range(4))
-    assert torch.equal(_folds(200, None), torch.arange(200) % 4)
-
-
-@pytest.mark.parametrize("words", range(1, 9))
-def test_words_that_take_turns_are_each_tried_in_more_than_one_fold(words):
-    sought, made_of = torch.arange(512) % 4 == 1, torch.full((512,), -1)
-    made_of[5::8] = torch.arange(64) % 50
-    fold = _folds(512, sought, made_of)[1::8]
-    assert all(len(set(fold[word::words].tolist())) > 1 for word in range(words))
-
-
-def test_what_was_made_of_a_forget_image_is_held_out_with_it(clusters, monkeypatch):
-    sought, made_of = torch.arange(200) % 4 == 1, torch.full((200,), -1)
-    made_of[5::8] = torch.arange(25) % 7
-    fold = _folds(200, sought, made_of)
-    assert torch.equal(fold[~sought], _folds(200, sought)[~sought])
-    assert torch.equal(fold[5::8], made_of[5::8] % 4)
-    known = []
-    monkeypatch.setattr(
-        "vdu.responsibility._held_out_scores", lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0))
-    )
-    responsibilities(*clusters[:2], 0, 0.3, sought, made_of)
-    assert all(torch.equal(given, fold) for given in known)
-
-
-def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_their_scores(clusters, monkeypatch):
-    forget, own, undesired = clusters
-    number = torch.arange(200)
-    sought = (undesired & (number % 2 == 0)) | (number % 20 == 1)  # 20 that show it, 10 that do not
-    bounds, counts = [], []
-
-    def estimated(score_f: torch.Tensor, score_o: torch.Tensor) -> float:
-        counts.append(len(score_o))
-        bounds.append(_estimated_share(score_f, score_o))
-        return bounds[-1]
-
-    monkeypatch.setattr("vdu.responsibility._estimated_share", estimated)
-    c = responsibilities(forget, own, 0, sought=sought)
-    assert counts == [170] * 3
-    assert float(c[~sought].mean()) == pytest.approx(sum(bounds) / 3, rel=1e-3)
-    assert float(c[sought & undesired].mean()) > 0.5
-    assert float(c[sought & ~undesired].mean()) < 0.3
-
-
-def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(clusters, monkeypatch):
-    monkeypatch.setattr("vdu.responsibility.STEPS", 30)
-    monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
-    forget, own, _ = clusters
-    folds = _folds(own.images, None)
-    bounds = [
-        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)
-    ]
-    assert len(set(bounds)) > 1
-    assert float(responsibilities(forget, own, 5).mean()) == pytest.approx(sum(bounds) / 3, rel=1e-4)
-
-
-def test_one_forget_image_is_enough_where_the_share_is_known(clusters):
-    _, own, undesired = clusters
-    c = responsibilities(bank_of(torch.tensor([2.0]), 7), own, 0, 0.2)
-    assert c[undesired].mean() > c[~undesired].mean() + 0.3
-
-
-@pytest.mark.parametrize(
-    ("images", "given", "source"), [(1, None, "assumed"), (1, 0.3, "given"), (2, None, "estimated")]
-)
-def test_the_share_of_one_forget_image_is_assumed(backbone, forget, images, given, source):
-    preparation = Preparation(backbone, Clean(forget[:images]), seed=0, own_count=8, given_share=given)
-    assert preparation.share_source == (None if given is None else "given")
-    c = preparation.responsibilities
-    assert preparation.share_source == source
-    assert preparation.share == pytest.approx({"assumed": 0.05, "given": 0.3}.get(source, float(c.mean())))
-    assert float(c.mean()) == pytest.approx(preparation.share, abs=1e-4)
 
 
 def test_rho_has_the_share_as_its_mean_and_falls_to_it_where_noise_hides_the_image(clusters):

@@ -10,18 +10,11 @@ from conftest import make_pipeline, run_vdu
 from PIL import Image
 
 import vdu
-from vdu.bench.suite import read_suite
-from vdu.bench.tables import render
 from vdu.checkpoint import write_tensors
 from vdu.cli.unlearning import _tell_outcome
 from vdu.errors import VduError
 from vdu.methods import METHODS, find_method
 from vdu.output import replacing
-
-ROW_KEYS = {
-    *("method", "target", "seed", "pul", "pul_low", "pul_high", "share_before", "share_after", "share_none"),
-    *("u_fid", "u_fid_original", "seconds", "steps"),
-}
 
 
 def brightness(images):
@@ -304,32 +297,3 @@ def test_posterior_commands(folder, monkeypatch, capsys):
 def test_help_needs_no_heavy_import():
     code = "import sys, vdu, vdu.cli; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
-    suite = read_suite("mnist-digits")
-    # Four methods on ten digits, nine on four, three seeds each.
-    assert len(list(suite.runs())) == (4 * 10 + 9 * 4) * 3
-    with pytest.raises(VduError, match="did you mean 'mnist-digits'"):
-        read_suite("mnist-digit")
-    bad = tmp_path / "bad.toml"
-    bad.write_text(
-        'model = "mnist"\ntargets = ["x"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n[methods.ga]\nmethod = "ga"\n'
-    )
-    with pytest.raises(VduError, match="mnist knows no class 'x'"):
-        read_suite(str(bad))
-    bad.write_text(bad.read_text().replace('"x"', '"3"') + 'targets = ["8"]\n')
-    with pytest.raises(VduError, match="the target '8' of a method"):
-        read_suite(str(bad))
-
-
-def test_tables_are_made_from_result_files(tmp_path):
-    row = dict.fromkeys(ROW_KEYS, 1.0) | {"method": "vdu", "target": "3", "seed": 0, "pul": 97.5, "u_fid": None}
-    (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "vdu-3-0.json").write_text(json.dumps({"row": row}))
-    assert json.loads(render("some", tmp_path, "json")) == [row | {"u_fid_oracle": None}]
-    table = render("some", tmp_path, "table")
-    assert "97.50" in table
-    assert "| –" in table
-    with pytest.raises(VduError, match="no results"):
-        render("other", tmp_path, "table")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import run_vdu
 from PIL import Image
-from test_stable_diffusion import _few_samples, make_pipeline  # noqa: F401
+from tiny_stable_diffusion import make_pipeline
 
 import vdu.model_zoo
 from vdu import VduError
@@ -21,6 +21,9 @@ from vdu.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.detector import load_detector
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic
+
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 STYLES, OBJECTS = ["noto", "blue-style"], ["apple", "pear"]
 PROMPTS = """prompt,style,object,kind

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_stable_diffusion import make_tokenizer
+from tiny_stable_diffusion import make_tokenizer
 from torch.nn.functional import normalize
 from transformers import (
     CLIPConfig,

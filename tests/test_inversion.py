@@ -3,8 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from test_stable_diffusion import make_pipeline, where_words_have_a_say
-from test_stable_diffusion_xl import make_pipeline as make_xl
+from tiny_stable_diffusion import make_pipeline, make_xl_pipeline, where_words_have_a_say
 
 from vdu import unlearn
 from vdu.backbone import load_backbone
@@ -38,7 +37,7 @@ def _error(backbone, x_0, c):
     return float((output - backbone.from_eps(at.eps, at.x_t, at.t)).pow(2).mean())
 
 
-@pytest.mark.parametrize("make", [make_pipeline, make_xl])
+@pytest.mark.parametrize("make", [make_pipeline, make_xl_pipeline])
 def test_a_prompts_own_words_have_the_encodings_that_the_pipeline_gives_them(make, tmp_path):
     backbone = load_backbone(make(tmp_path))
     words = []

@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811
 """A LoRA is trained beside frozen weights, merged into what is handed out, and read by diffusers."""
 
 import re
@@ -10,7 +9,7 @@ from conftest import interrupted_after_state, run_vdu
 from conftest import make_pipeline as make_ddpm
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
-from test_stable_diffusion import SHORT, _few_samples, _unlearn, folder, make_pipeline, pipeline
+from tiny_stable_diffusion import SHORT, unlearned
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
@@ -20,6 +19,9 @@ from vdu.low_rank import factors, merged_state
 from vdu.methods import find_method, make_settings
 from vdu.noising import Clean, draw
 from vdu.parameters import trained_copy
+
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 LORA = {"parameters": "lora", "lora_rank": 2, "learning_rate": 1e-2}
 FILE = "pytorch_lora_weights.safetensors"
@@ -34,7 +36,7 @@ def _images(pipeline):
 @pytest.mark.parametrize("chosen", [{}, {"weight_name": "kohya_lora.safetensors"}])
 def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method, chosen, pipeline, folder, tmp_path):
     before = _images(pipeline)
-    result = _unlearn(pipeline, folder, method, settings=LORA | {"steps": 4, "guard_every_steps": 0})
+    result = unlearned(pipeline, folder, method, settings=LORA | {"steps": 4, "guard_every_steps": 0})
     result.save(tmp_path / "out", form="lora")
     assert not (tmp_path / "out" / "model_index.json").exists()
     assert {"unlearning.json", "report.html", "README.md", FILE} <= {p.name for p in (tmp_path / "out").iterdir()}
@@ -48,7 +50,7 @@ def test_the_original_with_the_saved_lora_makes_the_images_of_the_result(method,
 
 
 def test_kohyas_names_are_those_of_the_layers_and_alpha_is_the_rank(pipeline, folder, tmp_path):
-    _unlearn(pipeline, folder, settings=LORA).save(tmp_path / "out", form="lora")
+    unlearned(pipeline, folder, settings=LORA).save(tmp_path / "out", form="lora")
     named, own = load_file(tmp_path / "out" / "kohya_lora.safetensors"), load_file(tmp_path / "out" / FILE)
     layers = {key.split(".")[0] for key in named}
     modules = {f"lora_unet_{name.replace('.', '_')}" for name, _ in pipeline.unet.named_modules()}
@@ -59,7 +61,7 @@ def test_kohyas_names_are_those_of_the_layers_and_alpha_is_the_rank(pipeline, fo
 
 
 def test_what_is_handed_out_is_an_ordinary_network_in_which_only_attention_moved(pipeline, folder):
-    result = _unlearn(pipeline, folder, settings=LORA)
+    result = unlearned(pipeline, folder, settings=LORA | {"guard_every_steps": 0})
     before, after = pipeline.unet.state_dict(), result.pipeline.unet.state_dict()
     assert list(before) == list(after)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -72,8 +74,8 @@ def test_what_is_handed_out_is_an_ordinary_network_in_which_only_attention_moved
 
 def test_an_average_and_a_guard_work_on_the_lora_and_the_seed_decides(pipeline, folder):
     settings = LORA | {"ema_decay": 0.9, "guard_every_steps": 1}
-    first, again = (_unlearn(pipeline, folder, settings=settings) for _ in range(2))
-    other = _unlearn(pipeline, folder, settings=settings, seed=1)
+    first, again = (unlearned(pipeline, folder, settings=settings) for _ in range(2))
+    other = unlearned(pipeline, folder, settings=settings, seed=1)
     hashes = [r.record["result_sha256"] for r in (first, again, other)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert len(first.record["guard"]) == 3
@@ -92,13 +94,13 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_and_its_state_holds_only_the
     pipeline, folder, tmp_path, monkeypatch
 ):
     settings, state = LORA | {"ema_decay": 0.9, "guard_every_steps": 1}, tmp_path / "state"
-    whole = _unlearn(pipeline, folder, settings=settings)
+    whole = unlearned(pipeline, folder, settings=settings)
     with interrupted_after_state(monkeypatch):
-        _unlearn(pipeline, folder, settings=settings, state_folder=state)
+        unlearned(pipeline, folder, settings=settings, state_folder=state)
     names = {name for name in load_file(state / "state.safetensors") if not name.startswith("optimizer.")}
     assert {name.split(".", 1)[0] for name in names} == {"network", "average", "best"}
     assert all(".lora_" in name for name in names)
-    resumed = _unlearn(pipeline, folder, settings=settings, state_folder=state)
+    resumed = unlearned(pipeline, folder, settings=settings, state_folder=state)
     assert resumed.record["result_sha256"] == whole.record["result_sha256"]
 
 
@@ -152,7 +154,7 @@ def test_what_cannot_be_is_refused_before_the_work(forget, pipeline, folder, tmp
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(VduError, match=re.escape("pip install 'vdu[lora]'")):
-        _unlearn(pipeline, folder, settings=LORA, on_stage=lambda _: pytest.fail("the work began"))
+        unlearned(pipeline, folder, settings=LORA, on_stage=lambda _: pytest.fail("the work began"))
 
 
 def test_the_command_line_writes_a_lora(pipeline, folder, tmp_path, monkeypatch, capsys):

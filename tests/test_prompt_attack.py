@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import make_pipeline as make_ddpm
-from test_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
-from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
+from tiny_stable_diffusion import WORDS, make_pipeline, make_xl_pipeline, where_words_have_a_say
 
 from vdu import VduError
 from vdu.backbone import load_backbone

@@ -8,8 +8,7 @@ import torch
 from conftest import interrupted_after_state, preparing_with, run_vdu
 from conftest import make_pipeline as make_image_pipeline
 from PIL import Image
-from test_stable_diffusion import make_pipeline
-from test_stable_diffusion_xl import make_pipeline as make_xl_pipeline
+from tiny_stable_diffusion import make_pipeline, make_xl_pipeline
 
 from vdu import VduError, unlearn
 from vdu.another_prompt import AnotherPrompt

@@ -9,12 +9,13 @@ from checkpoint_layout import checkpoint_layout
 from conftest import run_vdu
 from PIL import Image
 from safetensors.torch import save_file
-from test_stable_diffusion import SHORT, make_pipeline
-from test_stable_diffusion import _few_samples as _few_samples  # the fixture, used automatically here too
-from test_stable_diffusion_xl import make_pipeline as make_xl
+from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone, weights_sha256
+
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 VAE, CLIP = "first_stage_model.a", "cond_stage_model.transformer.text_model.a"
@@ -24,7 +25,7 @@ SDXL = ("conditioner.embedders.0.transformer.text_model.a", "conditioner.embedde
 @pytest.fixture(params=["1.x", "2.x", "XL"])
 def kind(request, tmp_path):
     """A pipeline, its single file and the folder of its configs, whose weights are other ones."""
-    pipeline = make_xl(tmp_path) if request.param == "XL" else make_pipeline(tmp_path)
+    pipeline = make_xl_pipeline(tmp_path) if request.param == "XL" else make_pipeline(tmp_path)
     file, configs = tmp_path / "model.safetensors", tmp_path / "configs"
     save_file(checkpoint_layout(pipeline, open_clip=request.param == "2.x"), file)
     pipeline.save_pretrained(configs)
@@ -53,7 +54,7 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_it_keeps_its_precision(dtype, tmp_path):
-    pipeline = make_xl(tmp_path).to(dtype)
+    pipeline = make_xl_pipeline(tmp_path).to(dtype)
     save_file(checkpoint_layout(pipeline), tmp_path / "half.safetensors")
     pipeline.save_pretrained(tmp_path / "configs")
     read = load_backbone(tmp_path / "half.safetensors", config=tmp_path / "configs").pipeline
@@ -62,7 +63,7 @@ def test_it_keeps_its_precision(dtype, tmp_path):
 
 
 def test_the_marks_of_a_v_prediction_are_heeded(tmp_path):
-    pipeline = make_xl(tmp_path)
+    pipeline = make_xl_pipeline(tmp_path)
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     save_file(checkpoint_layout(pipeline) | marks, tmp_path / "v.safetensors")
     pipeline.save_pretrained(tmp_path / "configs")
@@ -156,7 +157,7 @@ def test_a_pickle_is_never_opened(name, said, tmp_path):
 
 def test_configs_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "xl").mkdir()
-    pipeline, other = make_pipeline(tmp_path), make_xl(tmp_path)
+    pipeline, other = make_pipeline(tmp_path), make_xl_pipeline(tmp_path)
     save_file(checkpoint_layout(pipeline), tmp_path / "model.safetensors")
     other.save_pretrained(tmp_path / "xl")
     make_pipeline(tmp_path, block_out_channels=(16, 16)).save_pretrained(tmp_path / "wide")

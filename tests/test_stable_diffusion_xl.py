@@ -2,18 +2,8 @@
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from PIL import Image
-from test_stable_diffusion import SHORT, make_tokenizer
-from test_stable_diffusion import _few_samples as _few_samples  # the fixture, used automatically here too
-from test_stable_diffusion import make_pipeline as make_sd
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
@@ -21,75 +11,13 @@ from vdu.prompts import Prompts
 from vdu.sampling import sample
 from vdu.teacher import load_teacher
 
-
-def make_text(tokenizer, hidden_size, **config) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **config,
-    )
-
-
-def make_pipeline(folder, zeros=True, vae=None, **unet) -> StableDiffusionXLPipeline:
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(folder)
-    network = UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "cross_attention_dim": 16 + 24,
-            "attention_head_dim": 4,
-            "norm_num_groups": 4,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 12,
-        }
-        | unet
-    )
-    autoencoder = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.13025,
-        **vae or {},
-    )
-    return StableDiffusionXLPipeline(
-        autoencoder,
-        CLIPTextModel(make_text(tokenizer, 16)).eval(),
-        CLIPTextModelWithProjection(make_text(tokenizer, 24, projection_dim=12)).eval(),
-        tokenizer,
-        make_tokenizer(folder),
-        network,
-        EulerDiscreteScheduler(num_train_timesteps=50),
-        force_zeros_for_empty_prompt=zeros,
-        add_watermarker=False,
-    )
-
-
-@pytest.fixture
-def bad(tmp_path):
-    images = tmp_path / "bad"
-    images.mkdir()
-    for i in range(4):
-        Image.new("RGB", (16, 16), (60 * i, 255 - 60 * i, 128)).save(images / f"{i}.png")
-    return images
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_the_first_step_is_the_pipelines_own(zeros, scale, tmp_path):
-    pipeline = make_pipeline(tmp_path, zeros)
+    pipeline = make_xl_pipeline(tmp_path, zeros)
     pipeline.scheduler = DDIMScheduler(num_train_timesteps=50)
     backbone = load_backbone(pipeline, Prompts(neutral=("a red apple", "a pear"), guidance_scale=scale))
     noise, seen = torch.randn(2, 4, 8, 8), []
@@ -116,7 +44,7 @@ def test_the_first_step_is_the_pipelines_own(zeros, scale, tmp_path):
 
 def test_the_empty_prompt_is_what_the_pipeline_guides_away_from(tmp_path):
     for zeros in (True, False):
-        pipeline = make_pipeline(tmp_path, zeros)
+        pipeline = make_xl_pipeline(tmp_path, zeros)
         _, words, _, pooled = pipeline.encode_prompt("a pear")
         assert words.any() != zeros
         backbone, x_t, t = load_backbone(pipeline), torch.randn(1, 4, 8, 8), torch.tensor([7])
@@ -128,10 +56,10 @@ def test_the_empty_prompt_is_what_the_pipeline_guides_away_from(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ga", "vdu"])
-def test_images_in_a_clean_pipeline_out(method, bad, tmp_path):
-    pipeline = make_pipeline(tmp_path, zeros=False)
+def test_images_in_a_clean_pipeline_out(method, folder, tmp_path):
+    pipeline = make_xl_pipeline(tmp_path, zeros=False)
     prompts = Prompts(neutral=("a blue apple",), forget=("a red apple",), guidance_scale=2.0)
-    result = unlearn(pipeline, bad, method, settings=SHORT, share=0.2, precision="fp32", prompts=prompts)
+    result = unlearn(pipeline, folder, method, settings=SHORT, share=0.2, precision="fp32", prompts=prompts)
     assert len(result.record["history"]) == 2
     result.save(tmp_path / "clean")
     again = StableDiffusionXLPipeline.from_pretrained(tmp_path / "clean", add_watermarker=False)
@@ -145,7 +73,7 @@ def test_images_in_a_clean_pipeline_out(method, bad, tmp_path):
 
 
 def test_a_half_precision_pipeline_stays_one_and_its_vae_works_in_float32(tmp_path):
-    pipeline = make_pipeline(tmp_path)
+    pipeline = make_xl_pipeline(tmp_path)
     with torch.no_grad():
         pipeline.vae.decoder.conv_in.weight.mul_(1e4)  # float16 activations overflow, as those of the real VAE do
     backbone = load_backbone(pipeline.to(torch.float16))
@@ -160,7 +88,7 @@ def test_a_half_precision_pipeline_stays_one_and_its_vae_works_in_float32(tmp_pa
 
 
 def test_samples_depend_on_their_numbers_only(tmp_path):
-    backbone = load_backbone(make_pipeline(tmp_path), Prompts(neutral=("", "a pear"), forget=("a red apple",)))
+    backbone = load_backbone(make_xl_pipeline(tmp_path), Prompts(neutral=("", "a pear"), forget=("a red apple",)))
     whole = sample(backbone, backbone.network, 3, 3, steps=2)
     parts = sample(backbone, backbone.network, 3, 3, steps=2, batch_size=1)
     torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
@@ -179,16 +107,16 @@ def test_samples_depend_on_their_numbers_only(tmp_path):
 )
 def test_other_networks_are_refused(change, said, tmp_path):
     with pytest.raises(VduError, match=said):
-        load_backbone(make_pipeline(tmp_path, **change))
+        load_backbone(make_xl_pipeline(tmp_path, **change))
 
 
 def test_a_teacher_of_another_architecture_is_refused(tmp_path):
     with pytest.raises(VduError, match="teacher is a StableDiffusionPipeline, the model a StableDiffusionXLPipeline"):
-        load_teacher(make_sd(tmp_path), load_backbone(make_pipeline(tmp_path)))
+        load_teacher(make_pipeline(tmp_path), load_backbone(make_xl_pipeline(tmp_path)))
 
 
 def test_refiners_and_missing_parts_are_refused(tmp_path):
-    pipeline = make_pipeline(tmp_path)
+    pipeline = make_xl_pipeline(tmp_path)
     parts = pipeline.components
     refiner = StableDiffusionXLPipeline(**parts | {"text_encoder": None, "tokenizer": None}, add_watermarker=False)
     with pytest.raises(VduError, match="refiner is not supported"):

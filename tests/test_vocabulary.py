@@ -7,7 +7,7 @@ import torch
 from conftest import make_pipeline as make_ddpm
 from conftest import run_vdu
 from PIL import Image
-from test_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
+from tiny_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
 
 from vdu import VduError
 from vdu.backbone import load_backbone
