@@ -43,6 +43,16 @@ def test_rows_carry_the_ratio_to_the_originals_distance_and_the_points_of_none(r
     assert [r.get("none_rise") for r in rows] == [3.5, None, None, None]
 
 
+def test_a_table_of_some_figures(results):
+    lines = render("some", results, "table", {"method": ["vdu"]}, ["u_fid_ratio", "pul"]).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "--" not in line] == [
+        ["method", "runs", "u_fid_ratio", "pul"],
+        ["vdu", "2", "1.50 (1.50 … 1.50)", "96.0 (96.0 … 96.0)"],
+    ]
+    with pytest.raises(VduError, match="no column 'pull'"):
+        render("some", results, "table", columns=["pull"])
+
+
 def test_both_axes_are_shown_by_target(results):
     text = render("some", results, "table")
     assert "pul of target" in text
@@ -78,7 +88,7 @@ def test_a_run_without_the_figure_is_no_point_and_no_part_of_a_mean(results):
     header, vdu = ([cell.strip() for cell in cells[name].split("|")] for name in ("method", "vdu"))
     shown = dict(zip(header, vdu, strict=True))
     assert (shown["u_fid"], shown["total_variation"]) == ("1.20, 1 of 2", "–")
-    assert shown["pul"] == "96.00 (96.00 … 96.00)"
+    assert shown["pul"] == "96.0 (96.0 … 96.0)"
     assert "NaN" not in render("some", results, "json")
 
 
@@ -118,25 +128,25 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
 
 
 def test_a_table_of_some_targets_is_made_of_their_rows_only(results):
-    rows = json.loads(render("some", results, "json", ["b"]))
+    rows = json.loads(render("some", results, "json", {"target": ["b"]}))
     assert {(row["method"], row["target"]) for row in rows} == {("vdu", "b"), ("ga", "b")}
-    assert "\n| a " not in render("some", results, "table", ["b"])
+    assert "\n| a " not in render("some", results, "table", {"target": ["b"]})
     last = [cell.strip() for cell in render("some", results, "table").splitlines()[-1].split("|")[1:-1]]
     assert last == ["seed 1000, N 50, fp32", "30.0", "60.0", "10.0"]
     with pytest.raises(VduError, match="no result is of the target 'c'"):
-        render("some", results, "table", ["a", "c"])
+        render("some", results, "table", {"target": ["a", "c"]})
 
 
 def test_a_table_of_some_seeds_is_made_of_their_rows_only(results):
     content = json.loads((results / "some" / "vdu-a-0.json").read_text())
     content["row"]["seed"] = 1
     (results / "some" / "vdu-a-1.json").write_text(json.dumps(content))
-    rows = {seed: json.loads(render("some", results, "json", [], [seed])) for seed in (0, 1)}
+    rows = {seed: json.loads(render("some", results, "json", {"seed": [seed]})) for seed in (0, 1)}
     assert [(row["method"], row["target"]) for row in rows[1]] == [("vdu", "a")]
     assert {row["seed"] for row in rows[0]} == {0}
     assert len(rows[0]) == 4
     with pytest.raises(VduError, match="no result is of the seed '99'"):
-        render("some", results, "table", [], [99])
+        render("some", results, "table", {"seed": [99]})
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.toml")))

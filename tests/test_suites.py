@@ -37,7 +37,7 @@ def test_tables_are_made_from_result_files(tmp_path):
     (tmp_path / "some" / "vdu-3-0.json").write_text(json.dumps({"row": row}))
     assert json.loads(render("some", tmp_path, "json")) == [row | {"u_fid_oracle": None}]
     table = render("some", tmp_path, "table")
-    assert "97.50" in table
+    assert "97.5 " in table
     assert "| –" in table
     with pytest.raises(VduError, match="no results"):
         render("other", tmp_path, "table")

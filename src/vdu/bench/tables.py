@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -85,15 +85,21 @@ def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
 
 
-def _cell(values: Iterable[float | None]) -> str:
+def _decimals(figure: str) -> int:
+    """Two for a distance, none for what is counted in hundreds, one for percent."""
+    return 2 if "fid" in figure or "kid" in figure else 0 if figure in ("passes", "seconds") else 1
+
+
+def _cell(rows: Iterable[dict[str, Any]], figure: str) -> str:
     """Mean (least … most), and of how many where some runs did not measure it; a dash where none did."""
-    every = list(values)
+    every = [row.get(figure) for row in rows]
     numbers = [v for v in every if v is not None]
     if not numbers:
         return NOT_MEASURED
-    ends = f" ({min(numbers):.2f} … {max(numbers):.2f})" if len(numbers) > 1 else ""
+    average, least, most = (f"{v:.{_decimals(figure)}f}" for v in (mean(numbers), min(numbers), max(numbers)))
+    ends = f" ({least} … {most})" if len(numbers) > 1 else ""
     some = f", {len(numbers)} of {len(every)}" if len(numbers) < len(every) else ""
-    return f"{mean(numbers):.2f}{ends}{some}"
+    return f"{average}{ends}{some}"
 
 
 def _plain(value: object) -> str:
@@ -110,21 +116,31 @@ def lead_figure(rows: list[dict[str, Any]]) -> str:
     return "ua" if is_of_concepts(rows) else "pul"
 
 
-def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Header and one line for each method: runs, mean (least … most) of each figure.
+def _columns(rows: list[dict[str, Any]], wanted: Sequence[str]) -> Sequence[str]:
+    known = CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
+    for column in wanted:
+        if column not in known:
+            raise VduError(f"there is no column {column!r}: {nearest(column, known)}")
+    return wanted or known
 
-    In a suite of concepts the original model is the first line, over the same targets and seeds.
+
+def summary(rows: list[dict[str, Any]], wanted: Sequence[str] = ()) -> list[list[str]]:
+    """Header and one line for each method: runs, mean (least … most) of each figure, or of the ``wanted`` ones.
+
+    In a suite of concepts the original model is the first line, over the same targets and seeds. Raises `VduError` for
+    a figure that there is not.
     """
-    lead, columns = lead_figure(rows), CONCEPT_COLUMNS if is_of_concepts(rows) else CLASS_COLUMNS
+    lead, columns = lead_figure(rows), _columns(rows, wanted)
     lines = [["method", "runs", *columns]]
     if is_of_concepts(rows):
         # Rows of another machine or commit have another original: each is counted once.
         once = {(r["target"], *(r.get(f"{c}_original") for c in BOTH)): r for r in rows if lead in r}.values()
-        cells = [_cell(r[f"{c}_original"] for r in once) if c in BOTH else NOT_MEASURED for c in columns]
+        originals = [{c: r[f"{c}_original"] for c in BOTH} for r in once]
+        cells = [_cell(originals, c) for c in columns]
         lines.append(["(original)", NOT_MEASURED, *cells])
     for method in sorted({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method and lead in r]
-        lines.append([method, str(len(mine)), *(_cell(r.get(column) for r in mine) for column in columns)])
+        lines.append([method, str(len(mine)), *(_cell(mine, column) for column in columns)])
     return lines
 
 
@@ -141,7 +157,7 @@ def _by_target(rows: list[dict[str, Any]], figure: str) -> list[list[str]]:
     lines = [[f"{figure} of target", *methods]]
     for target in sorted({str(r["target"]) for r in rows}):
         of_target = [r for r in rows if str(r["target"]) == target]
-        cells = [_cell(r.get(figure) for r in of_target if r["method"] == method) for method in methods]
+        cells = [_cell([r for r in of_target if r["method"] == method], figure) for method in methods]
         lines.append([target, *cells])
     return lines
 
@@ -162,7 +178,7 @@ def _original_shares(suite: str, results: Path) -> list[list[str]]:
 
 
 def _only(rows: list[dict[str, Any]], field: str, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of some targets or seeds, on which methods that were measured on different ones can be compared."""
+    """The rows of some methods, targets or seeds: those measured on different ones cannot be compared."""
     known = {str(row[field]) for row in rows if field in row}
     if wanted and not known:
         raise VduError(f"these results have no {field}s: leave --{field} out")
@@ -172,19 +188,31 @@ def _only(rows: list[dict[str, Any]], field: str, wanted: Sequence[str]) -> list
     return [row for row in rows if str(row.get(field)) in wanted] if wanted else rows
 
 
-def render(suite: str, results: Path, format_: str, targets: Sequence[str] = (), seeds: Sequence[int] = ()) -> str:
-    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows; of some targets and seeds or of all.
+def render(
+    suite: str,
+    results: Path,
+    format_: str,
+    only: Mapping[str, Sequence[object]] | None = None,
+    columns: Sequence[str] = (),
+) -> str:
+    """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows.
 
-    Raises `VduError` for an unknown format, and where there is no result of the suite, of a target or of a seed.
+    ``only`` holds, by field (method, target, seed), the values of which rows are shown. With ``columns`` there is only
+    the table of the methods, of these figures. Raises `VduError` for an unknown format or column, and where there is no
+    result of the suite or of a value.
     """
     if format_ not in ("table", "json"):
         raise VduError(f"unknown format {format_!r}: give table or json")
-    rows = _only(_only(read_rows(suite, results), "target", targets), "seed", [str(seed) for seed in seeds])
+    rows = read_rows(suite, results)
+    for field, values in (only or {}).items():
+        rows = _only(rows, field, [str(value) for value in values])
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
     if suite == "step-cost" or suite.startswith(("memory-", "cost-")):
         header = list(rows[0])
         return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
+    if columns:
+        return _aligned(summary(rows, columns))
     shown_by_target = ("ua",) if is_of_concepts(rows) else ("pul", "u_fid_ratio")
     by_target = [_by_target(rows, figure) for figure in shown_by_target]
     tables = [summary(rows), *by_target, _original_shares(suite, results)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,14 +89,18 @@ def bench_cost(
 def bench_show(
     suite: Suite,
     results: Results = Path("results"),
+    method: Annotated[list[str] | None, typer.Option(help="this method only; may be given again")] = None,
     target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="this seed only; may be given again")] = None,
+    columns: Annotated[str, typer.Option(help="only these figures, with commas between: pul,u_fid_ratio")] = "",
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Print the results of a suite."""
     from vdu.bench.tables import render
 
-    typer.echo(render(suite, results, format_, target or (), seed or ()))
+    wanted = [name.strip() for name in columns.split(",") if name.strip()]
+    only: dict[str, Sequence[object]] = {"method": method or (), "target": target or (), "seed": seed or ()}
+    typer.echo(render(suite, results, format_, only, wanted))
 
 
 @app.command("plot")
