@@ -141,10 +141,8 @@ def interrupted_after_state(monkeypatch):
 def runs_in_this_process(monkeypatch):
     """Runs of a suite are not made in processes of their own, which would not see what a test has put in place."""
 
-    def in_process(_jobs, _context, initializer, arguments):
-        threads = torch.get_num_threads()
-        initializer(*arguments)
-        torch.set_num_threads(threads)
-        return ThreadPoolExecutor(1)
-
-    monkeypatch.setattr("vdu.bench.runner.ProcessPoolExecutor", in_process)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("vdu.bench.runner._worker_of_process", [])
+    monkeypatch.setattr("vdu.bench.runner.ProcessPoolExecutor", lambda _jobs, _context: ThreadPoolExecutor(1))
+    yield
+    torch.set_num_threads(threads)

@@ -101,8 +101,8 @@ def test_every_plot_is_the_same_file_again(results, tmp_path, kind):
 
 
 def test_an_unknown_plot_and_a_suite_without_results_are_one_line(results, tmp_path, monkeypatch, capsys):
-    for words in (["some", "--kind", "clases"], ["other"]):
-        options = ("--out", tmp_path / "x.svg", "--results", results)
+    for words in (["some", "--kind", "clases"], ["other"], ["some", "--out", tmp_path / "x.txt"]):
+        options = ("--results", results, *(() if "--out" in words else ("--out", tmp_path / "x.svg")))
         code, _, err = run_vdu(monkeypatch, capsys, "bench", "plot", *words, *options)
         assert code == 2
         assert len(err.strip().splitlines()) == 1

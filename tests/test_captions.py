@@ -61,3 +61,8 @@ def test_prompts_that_cannot_be_used_are_refused(pipeline, folder, tmp_path):
 
     with pytest.raises(VduError, match="takes no prompts"):
         unlearn(make_ddpm(), torch.zeros(2, 1, 8, 8), prompts=Prompts())
+
+
+def test_one_picture_by_itself_has_no_caption(pipeline):
+    backbone, picture = load_backbone(pipeline, Prompts()), Image.new("RGB", (16, 16))
+    assert forget_captions(backbone, picture, load_image_set(picture, (3, 16, 16))) == ("",)

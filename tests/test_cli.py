@@ -12,9 +12,7 @@ from PIL import Image
 import vdu
 from vdu.checkpoint import write_tensors
 from vdu.cli.unlearning import _tell_outcome
-from vdu.errors import VduError
 from vdu.methods import METHODS, find_method
-from vdu.output import replacing
 
 
 def brightness(images):
@@ -27,8 +25,8 @@ brightness.class_names = ["dark", "bright"]
 brightness.threshold = 0.0
 
 
-@pytest.fixture
-def folder(tmp_path):
+def make_workplace(tmp_path):
+    """A folder with a tiny model and four forget images."""
     make_pipeline().save_pretrained(tmp_path / "model")
     (tmp_path / "bad").mkdir()
     for i in range(4):
@@ -36,10 +34,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return make_workplace(tmp_path)
+
+
 BRIGHTNESS = ("--detector", "test_cli:brightness")
 
 
-def _unlearn(monkeypatch, capsys, folder, *more):
+def unlearn_short(monkeypatch, capsys, folder, *more):
     short = ("--set", "steps=2", "--set", "guard_every_steps=1", "--share", "0.3", "--precision", "fp32")
     basic = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "clean")
     return run_vdu(monkeypatch, capsys, *basic, *short, "--samples", "8", "--sampler-steps", "2", *more)
@@ -65,7 +68,7 @@ def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(c
 
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     detector = ("--detector", "test_cli:brightness", "--target", "bright")
-    code, out, err = _unlearn(monkeypatch, capsys, folder, "--method", "guided", *detector)
+    code, out, err = unlearn_short(monkeypatch, capsys, folder, "--method", "guided", *detector)
     assert code == 0, err
     assert "PUL" in out
     assert "30.0% (given)" in out
@@ -84,7 +87,7 @@ def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     assert second["samples"] == 8
 
 
-def _refused(result, *said):
+def is_refused(result, *said):
     code, _, err = result
     assert code == 2
     assert len(err.strip().splitlines()) == 1
@@ -102,7 +105,7 @@ def _refused(result, *said):
 )
 def test_bad_input_to_evaluate_is_one_line(arguments, said, folder, monkeypatch, capsys):
     arguments = [folder / "model" if a == "model" else a for a in arguments]
-    _refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
+    is_refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
 
 
 def test_methods_lists_them_and_the_settings_of_one(monkeypatch, capsys):
@@ -114,7 +117,7 @@ def test_methods_lists_them_and_the_settings_of_one(monkeypatch, capsys):
     settings = {line.split()[0]: line for line in out.splitlines()}
     assert set(settings) == set(find_method("vdu").settings.model_fields)
     assert settings["stop_share"].split()[1:3] == ["not", "set"]
-    _refused(run_vdu(monkeypatch, capsys, "methods", "vdoo"), "vdoo", "'vdu'")
+    is_refused(run_vdu(monkeypatch, capsys, "methods", "vdoo"), "vdoo", "'vdu'")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -144,7 +147,7 @@ def test_a_function_that_gives_features_measures_distances(folder, monkeypatch, 
     model, out = folder / "model", folder / "figures.json"
     few = ("--samples", "400", "--sampler-steps", "1", "--target", "bright", "--reference", folder / "bad")
     command = ("evaluate", model, model, *few, "--detector")
-    _refused(
+    is_refused(
         run_vdu(monkeypatch, capsys, *command, "test_cli:brightness"), "gives no features", "(probabilities, features)"
     )
     for i in range(8):
@@ -161,7 +164,7 @@ def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
     code, out, err = run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "3", *few)
     assert code == 0, err
     assert "u-FID" in out
-    _refused(run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "three"), "no detector of mnist")
+    is_refused(run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "three"), "no detector of mnist")
 
 
 @pytest.mark.parametrize(
@@ -186,77 +189,29 @@ def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, said, folder, monkeypatch, capsys):
-    _refused(_unlearn(monkeypatch, capsys, folder, *arguments), *said)
+    is_refused(unlearn_short(monkeypatch, capsys, folder, *arguments), *said)
     assert not (folder / "clean").exists()
-
-
-def test_an_existing_output_is_refused_before_the_work(folder, monkeypatch, capsys):
-    (folder / "clean").mkdir()
-    (folder / "clean" / "mine.txt").write_text("keep")
-    _refused(_unlearn(monkeypatch, capsys, folder), "exists", "--overwrite")
-    assert (folder / "clean" / "mine.txt").read_text() == "keep"
-
-
-@pytest.mark.parametrize("command", [("posterior", "isotropic"), ("sample", "--count", 1, "--steps", 1)])
-def test_a_file_never_takes_the_place_of_a_folder(command, folder, monkeypatch, capsys):
-    kept = folder / "precious" / "notes.txt"
-    kept.parent.mkdir()
-    kept.write_text("keep me")
-    for more in (), ("--overwrite",):
-        said = run_vdu(monkeypatch, capsys, *command, folder / "model", "--out", kept.parent, *more)
-        _refused(said, "is a folder" if more else "exists")
-    with pytest.raises(VduError, match="is a folder and a file"), replacing(kept.parent) as beside:
-        beside.write_text("instead")
-    assert kept.read_text() == "keep me"
-    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
-
-
-def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypatch, capsys):
-    unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--overwrite", "--out")
-    (folder / "mine").mkdir()
-    (folder / "mine" / "thesis.txt").write_text("keep me")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
-    for read in (folder / "model", folder / "model" / "unet", folder / "bad", folder):
-        _refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is read")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
-    assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
-    assert (folder / "model" / "model_index.json").is_file()
-
-
-def test_an_output_is_written_through_a_link(folder):
-    for kind in "folder", "file":
-        real, link = folder / f"real-{kind}", folder / f"link-{kind}"
-        link.symlink_to(real)
-        for text in "first", "second":
-            with replacing(link) as beside:
-                if kind == "folder":
-                    beside.mkdir()
-                (beside / "a" if kind == "folder" else beside).write_text(text)
-        assert link.is_symlink()
-        assert (real / "a" if kind == "folder" else real).read_text() == "second"
-    with replacing(folder / ("n" * 250)) as beside:
-        beside.write_text("a name as long as it may be")
-    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
 def test_a_state_that_cannot_be_used_is_refused_before_the_work(folder, monkeypatch, capsys):
     unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "out", "--state")
     monkeypatch.setattr("vdu.unlearning.Preparation", None)  # nothing may be prepared
     (folder / "file").write_text("no folder")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "file"), "is a file", "--state")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "file"), "is a file", "--state")
     (folder / "state").mkdir()
     (folder / "state" / "state.safetensors").write_bytes(b"junk")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "is no state of a run")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "is no state of a run")
     write_tensors(folder / "state" / "state.safetensors", {"a": torch.ones(1)}, {"settings_hash": "another"})
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "other settings")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "other settings")
 
 
 def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
-    _refused(run_vdu(monkeypatch, capsys, "unlern"), "No such command", "unlearn")
-    _refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist"), "--forget")
-    _refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist", "--forget", "a", "--out", "b", "--seed", 2**64), "--seed")
-    _refused(run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", "--limit", -1), "--limit")
+    is_refused(run_vdu(monkeypatch, capsys, "unlern"), "No such command", "unlearn")
+    is_refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist"), "--forget")
+    is_refused(
+        run_vdu(monkeypatch, capsys, "unlearn", "mnist", "--forget", "a", "--out", "b", "--seed", 2**64), "--seed"
+    )
+    is_refused(run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", "--limit", -1), "--limit")
     code, said, _ = run_vdu(monkeypatch, capsys, "--version")
     assert (code, said) == (0, f"vdu {vdu.__version__}\n")
     code, _, said = run_vdu(monkeypatch, capsys)
@@ -264,19 +219,14 @@ def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
     assert "Commands:" in said
 
 
-def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
-    monkeypatch.setattr("vdu.cli.unlearning.RESULT_SIZES_OF_MODEL", 10**15)
-    _refused(_unlearn(monkeypatch, capsys, folder), "no space left", "MB free")
-
-
 def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
     index = folder / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))
-    _refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
 
 
 def test_posterior_commands(folder, monkeypatch, capsys):
@@ -289,9 +239,9 @@ def test_posterior_commands(folder, monkeypatch, capsys):
     code, said, _ = run_vdu(monkeypatch, capsys, "posterior", "show", out)
     assert code == 0
     assert "source fisher" in said
-    _refused(run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite")
+    is_refused(run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite")
     arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
-    _refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
+    is_refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
 
 
 def test_help_needs_no_heavy_import():

@@ -17,9 +17,11 @@ from transformers import (
 )
 
 from vdu import VduError
-from vdu.detector import Detection, load_detector, to_bytes
+from vdu.detector import Detection, Detector, load_detector
 from vdu.evaluation import figures
+from vdu.image_set import to_bytes
 from vdu.nudity import nudity
+from vdu.reference import Reference
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = {"height": 16, "width": 16}
@@ -160,7 +162,7 @@ def test_a_function_that_answers_otherwise_than_agreed_is_refused(answer):
         load_detector(_answering(answer))(PICTURES)
 
 
-@pytest.mark.parametrize("answer", [HALVES * float("nan"), HALVES * 6, HALVES - 1])
+@pytest.mark.parametrize("answer", [HALVES * float("nan"), HALVES * 6, HALVES * torch.tensor([3, -1.0]), HALVES * 1.6])
 def test_numbers_that_are_no_probabilities_are_refused(answer):
     with pytest.raises(VduError, match="no probabilities"):
         load_detector(_answering(answer))(PICTURES)
@@ -170,7 +172,7 @@ def test_a_function_that_fails_and_classes_that_are_no_list_of_names_are_one_lin
     def judge(images):
         return 1 / 0
 
-    for names in ("ab", ["cat", "cat"], []):
+    for names in ("ab", ["cat", "cat"], [], None, 2):
         judge.class_names = names
         with pytest.raises(VduError, match="no list class_names"):
             load_detector(judge)
@@ -188,6 +190,9 @@ def test_a_function_that_cannot_be_imported_is_one_line(spec, tmp_path, monkeypa
     assert "\n" not in str(refused.value)
     with pytest.raises(VduError, match="threshold that is no number"):
         load_detector(_answering(HALVES, "high"))
+    for threshold in (70, -0.1, float("nan")):
+        with pytest.raises(VduError, match="must be a probability under 1"):
+            load_detector(_answering(HALVES, threshold))
 
 
 def test_where_the_detector_cannot_say_none_nothing_is_said_of_it():
@@ -196,3 +201,29 @@ def test_where_the_detector_cannot_say_none_nothing_is_said_of_it():
     known, unknown = (figures(seen, seen, 0, 2, None, rejects) for rejects in (True, False))
     assert known["share_none"]["value"] == 0
     assert unknown["share_none"] == unknown["share_none_before"] == {"value": None, "low": None, "high": None}
+
+
+def test_what_is_no_picture_is_none_of_the_classes_and_at_no_distance():
+    nothing, pictures = torch.full((300, 2), float("nan")), torch.zeros(300, 1, 2, 2)
+    broken = Detector("own", "hash", ("cat", "dog"), 0.6, lambda images: (nothing, nothing))(pictures)
+    assert broken.predicted.tolist() == [-1] * 300
+    shown = Detection(torch.arange(300) % 2, torch.ones(300), torch.rand(300, 2))
+    real = Reference(torch.rand(300, 2), torch.ones(300))
+    found = [figures(shown, after, 0, 2, real) for after in (broken, shown)]
+    assert [f["share_none"]["value"] for f in found] == [100, 0]
+    assert [f["u_fid"] is None and f["kid"] is None and f["precision"] is None for f in found] == [True, False]
+
+
+def test_a_function_is_given_a_few_hundred_pictures_at_once_and_must_keep_to_its_kind_of_answer():
+    given = []
+
+    def judge(images):
+        given.append(len(images))
+        p = torch.full((len(images), 2), 0.5)
+        return (p, images.flatten(1)[:, :3]) if len(given) == 1 else p
+
+    judge.class_names = ["cat", "dog"]
+    with pytest.raises(VduError, match="features for some of the images"):
+        load_detector(judge)(torch.zeros(300, 1, 2, 2))
+    assert given == [256, 44]
+    assert load_detector(judge)(torch.zeros(300, 1, 2, 2)).predicted.shape == (300,)

@@ -1,5 +1,6 @@
 """Forget images from folders, files, tensors and rows; what cannot be read or does not fit is refused."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,20 @@ def test_of_a_film_the_first_picture_is_taken_and_said(tmp_path, monkeypatch):
         load_image_set(tmp_path, (1, 8, 8))
     with pytest.raises(VduError, match="is no folder of images"):
         load_image_set(Path(__file__), (1, 8, 8))
+
+
+def test_rows_are_turned_upright_and_an_orientation_that_cannot_be_read_is_none():
+    upright = Image.fromarray(np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1)))
+    turned, exif = upright.rotate(90), Image.Exif()
+    exif[ORIENTATION] = 6
+    turned.info["exif"] = exif.tobytes()
+    turned.getexif()[ORIENTATION] = 6
+    first, second = load_image_set([turned, upright], (1, 8, 8)).images
+    assert torch.equal(first, second)
+    broken = upright.copy()
+    broken.getexif = _unreadable
+    assert torch.equal(load_image_set([broken], (1, 8, 8)).images[0], second)
+
+
+def _unreadable():
+    raise struct.error("unpack requires a buffer of 4 bytes")

@@ -162,6 +162,9 @@ def test_a_reference_is_labelled_by_its_sub_folders_or_else_by_the_detector(tmp_
     means = [shade / 127.5 - 1 for shade in (0, 20, 200, 250, 90)]
     assert named.features[:, 0].tolist() == pytest.approx(means, abs=1e-4)
     assert named.retained(0)[:, 0].tolist() == pytest.approx(means[2:], abs=1e-4)
+    (tmp_path / "named" / "Lihgt").mkdir()
+    with pytest.raises(VduError, match="folder Lihgt, which is no class of the detector: did you mean 'light'"):
+        load_reference(tmp_path / "named", detector, (1, 8, 8))
     _write(tmp_path / "flat", (90, 200))
     assert load_reference(tmp_path / "flat", detector, (1, 8, 8)).labels.tolist() == [1, 0]
 

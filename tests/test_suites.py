@@ -41,3 +41,19 @@ def test_tables_are_made_from_result_files(tmp_path):
     assert "| –" in table
     with pytest.raises(VduError, match="no results"):
         render("other", tmp_path, "table")
+
+
+def test_a_suite_file_may_say_where_the_images_are_and_is_shown_by_its_file(tmp_path):
+    suite = tmp_path / "mine.toml"
+    text = 'model = "cifar10"\ntargets = ["frog"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\nforget = "own"\n'
+    suite.write_text(text + '[methods.ga]\nmethod = "ga"\n')
+    assert str(read_suite(str(suite)).forget) == "own"
+    assert read_suite(str(suite), forget=tmp_path).forget == tmp_path
+    (tmp_path / "mine").mkdir()
+    row = {"method": "ga", "target": "frog", "seed": 0, "pul": 97.5}
+    (tmp_path / "mine" / "ga-frog-0.json").write_text(json.dumps({"row": row}))
+    assert "97.5" in render(str(suite), tmp_path, "table")
+    for empty in (text + "[methods]\n", text.replace("[0]", "[]"), text.replace('["frog"]', "[]")):
+        suite.write_text(empty if "[methods]" in empty else empty + '[methods.ga]\nmethod = "ga"\n')
+        with pytest.raises(VduError, match="at least 1 item"):
+            read_suite(str(suite))

@@ -15,9 +15,9 @@ def mirrored(images: Tensor, g: torch.Generator) -> Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
-def moved_together(images: Tensor, g: torch.Generator, most: int = 2) -> Tensor:
-    """The whole batch moved by up to ``most`` pixels, round the edge: enough for digits on an empty ground."""
-    down, right = (int(v) for v in torch.randint(-most, most + 1, (2,), generator=g))
+def moved_together(images: Tensor, g: torch.Generator) -> Tensor:
+    """The whole batch moved by up to two pixels, round the edge: enough for digits on an empty ground."""
+    down, right = (int(v) for v in torch.randint(-2, 3, (2,), generator=g))
     return torch.roll(images, (down, right), dims=(2, 3))
 
 

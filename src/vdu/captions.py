@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from vdu.backbone import Backbone
@@ -89,7 +90,7 @@ def _captions(given: Sequence[str], source: Any, images: ImageSet) -> tuple[str,
     own = None
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         own = _of_folder(Path(source), images.files)
-    elif not images.files and not isinstance(source, Tensor):
+    elif not images.files and not isinstance(source, (Tensor, Image.Image)):
         own = _of_rows(source)
     return own if own is not None else ("",) * len(images)
 

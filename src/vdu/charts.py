@@ -10,12 +10,13 @@ from typing import Any
 
 __all__ = ["curve"]
 
+TICKS = 4
 FRAME = {"width": 360, "height": 210, "left": 46, "right": 350, "top": 22, "bottom": 172}
 
 
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten) that reach from at most ``low`` to at least ``high``."""
-    rough = (high - low or abs(high) or 1.0) / count
+    rough = (high - low or abs(high) or 1.0) / TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

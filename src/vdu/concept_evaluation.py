@@ -21,7 +21,7 @@ from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.errors import VduError
 from vdu.prompt_attack import AttackBudget
-from vdu.provenance import code_commit, package_versions
+from vdu.provenance import made_by
 
 __all__ = ["ConceptEvaluation", "evaluate_concept"]
 
@@ -157,6 +157,5 @@ def _heading(
             for domain, detector in judge.detectors.items()
         },
         "extractor": "object",
-        "git_commit": code_commit(),
-        "versions": package_versions(),
+        **made_by(),
     }

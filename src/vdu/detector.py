@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from vdu.classifier import load_classifier, predict
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError, in_one_line, nearest
 from vdu.hashing import files_sha256
-from vdu.image_set import ImageSet
+from vdu.image_set import ImageSet, to_bytes
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -30,10 +30,11 @@ __all__ = [
     "DetectorSource",
     "load_detector",
     "most_seen_class",
-    "to_bytes",
 ]
 
 DEFAULT_THRESHOLD = 0.5
+SUM_TOLERANCE = 0.02  # of half precision
+AT_ONCE = 256  # pictures that a user's function is given
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Detector:
     judge: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
     def __call__(self, images: Tensor) -> Detection:
-        """Classify ``(N, C, H, W)`` in [-1, 1]."""
+        """Classify ``(N, C, H, W)`` in [-1, 1]; what is no picture but NaN is none of the classes."""
         probabilities, features = self.judge(images)
         confidence, predicted = probabilities.max(dim=1)
-        return Detection(predicted.masked_fill(confidence < self.threshold, -1), confidence, features)
+        sure = confidence >= self.threshold  # false of NaN
+        return Detection(predicted.masked_fill(~sure, -1), confidence, features)
 
     @property
     def rejects(self) -> bool:
@@ -81,11 +83,6 @@ Function = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 DetectorSource = str | Path | Detector | Function
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Colour pictures ``(N, 3, H, W)`` uint8, as other libraries take them, of ``(N, 1 or 3, H, W)`` in [-1, 1]."""
-    return ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def _from_zoo_folder(folder: Path) -> Detector:
     model, card = load_classifier(folder)
     digest = files_sha256([folder / "model.safetensors"])
@@ -101,7 +98,7 @@ def _from_transformers(folder: Path) -> Detector:
         processor = AutoImageProcessor.from_pretrained(folder)
         model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
     except Exception as error:
-        raise VduError(f"cannot load {folder} as an image classifier ({' '.join(str(error).split())[:160]})") from error
+        raise VduError(f"cannot load {folder} as an image classifier ({in_one_line(error)})") from error
 
     @torch.inference_mode()
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -125,7 +122,7 @@ def _named_function(spec: str) -> Function:
     try:
         function: Function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the user's own file may fail in any way while it is imported
-        raise VduError(f"{wanted} ({type(error).__name__}: {' '.join(str(error).split())[:160]})") from error
+        raise VduError(f"{wanted} ({type(error).__name__}: {in_one_line(error)})") from error
     return function
 
 
@@ -138,8 +135,10 @@ def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[T
     if not right:
         wanted = f"probabilities ({count}, {classes}) as a tensor, or those and features ({count}, D) as a tuple"
         raise VduError(f"{spec} was given {count} images and {classes} class_names: it must return {wanted}")
-    if not (probabilities.isfinite().all() and probabilities.min() >= 0 and probabilities.max() <= 1 + 1e-4):
-        raise VduError(f"{spec} gave numbers that are no probabilities: they must lie in 0 to 1 (logits.softmax(1))")
+    off = (probabilities.sum(1) - 1).abs().max()
+    if not (probabilities.min() >= 0 and off <= SUM_TOLERANCE):  # false of NaN
+        wanted = "those of an image must be 0 or more and sum to 1 (logits.softmax(1))"
+        raise VduError(f"{spec} gave numbers that are no probabilities: {wanted}")
     return probabilities, features
 
 
@@ -147,22 +146,29 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
     try:
         return function(images)
     except Exception as error:  # the user's own function may fail in any way
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        said = f"{type(error).__name__}: {in_one_line(error)}"
         raise VduError(f"{spec} failed on {len(images)} images ({said})") from error
 
 
 def _from_function(function: Function, spec: str) -> Detector:
     given = getattr(function, "class_names", ())
-    names = () if isinstance(given, str) else tuple(str(n) for n in given)
+    names = tuple(str(n) for n in given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
     if not names or len(set(names)) < len(names):
         raise VduError(f"{spec} has no list class_names of different names: set it to the classes of its columns")
     try:
         threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
     except (TypeError, ValueError) as error:
         raise VduError(f"{spec} has a threshold that is no number: {error}") from error
+    if not 0 <= threshold < 1:
+        raise VduError(f"{spec} has the threshold {threshold:g}: it must be a probability under 1")
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _checked_answer(_asked(function, spec, images), spec, len(images), len(names))
+        batches = images.split(AT_ONCE)
+        answers = [_checked_answer(_asked(function, spec, b), spec, len(b), len(names)) for b in batches]
+        features = [f for _, f in answers if f is not None]
+        if len(features) not in (0, len(batches)):
+            raise VduError(f"{spec} returned features for some of the images: return them always or never")
+        return torch.cat([p for p, _ in answers]), torch.cat(features) if features else None
 
     return Detector(spec, "function", names, threshold, judge)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["VduError", "nearest"]
+__all__ = ["VduError", "in_one_line", "nearest"]
+
+MOST_CHARACTERS = 200
 
 
 class VduError(Exception):
@@ -18,3 +20,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.4)
     meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{meant}Known: {', '.join(names)}"
+
+
+def in_one_line(error: Exception) -> str:
+    """The start of what another library's error says, for the end of one of ours."""
+    return " ".join(str(error).split())[:MOST_CHARACTERS]

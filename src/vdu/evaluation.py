@@ -17,7 +17,7 @@ from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
 from vdu.detector import Detection, Detector, DetectorSource, load_detector
 from vdu.errors import VduError
 from vdu.precision import resolve_precision
-from vdu.provenance import code_commit, package_versions
+from vdu.provenance import made_by
 from vdu.reference import Reference, load_reference
 from vdu.sampling import DEFAULT_STEPS, SAMPLER, sample
 
@@ -119,6 +119,8 @@ def _feature_figures(
     count = min((len(kept) for kept in sets), default=0)
     if reference is None or len(sets) < len(seen) or count < metrics.FEWEST_SAMPLES:
         return figures
+    if not all(bool(kept[:count].isfinite().all()) for kept in sets):  # of a model that makes NaN
+        return figures
     real = metrics.Features(reference.retained(target))
     first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
     figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}
@@ -169,8 +171,7 @@ def evaluate(
         raise VduError("an oracle is measured by its distance to real images: give --reference")
     before = sampler.draw(first) if before is None else before
     record = _heading(first, second, judge, target, sampler, reference)
-    same = record["original_sha256"] == record["unlearned_sha256"]
-    after = before if same else sampler.draw(second)
+    after = sampler.draw(second)
     seen = judge(before), judge(after)
     ideal = None if third is None else judge(sampler.draw(third))
     record |= figures(*seen, index, len(judge.class_names), reference, judge.rejects, ideal)
@@ -205,6 +206,5 @@ def _heading(
         "detector": judge.record(),
         "class_names": list(judge.class_names),
         "extractor": extractor,
-        "git_commit": code_commit(),
-        "versions": package_versions(),
+        **made_by(),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["CAPTION_FILES", "PROVENANCE_FILE", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set"]
+__all__ = ["CAPTION_FILES", "PROVENANCE_FILE", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set", "to_bytes"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
@@ -97,16 +98,24 @@ def _check_size(size: tuple[int, int], wanted: tuple[int, int], name: str) -> No
         raise VduError(f"{said}: too small to enlarge, give larger images")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As its camera was held; as it is where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except struct.error:
+        return image
+
+
 def _open(path: Path) -> tuple[Image.Image, int]:
     """The first picture of a file, upright, and how many there are in it."""
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image.load()
-            return ImageOps.exif_transpose(image), getattr(image, "n_frames", 1)
+            return _upright(image), getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise VduError(f"{path} has too many pixels to be read safely: make it smaller yourself") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise VduError(
             f"cannot read the image {path} ({type(error).__name__}): repair or remove it, or pass --skip-unreadable"
         ) from error
@@ -175,7 +184,7 @@ def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int], called: str) ->
         image = next((row[k] for k in ("image", "img") if k in row), None) if isinstance(row, dict) else row
         if not isinstance(image, Image.Image):
             raise VduError(f"row {index} of the {called} set has no PIL image under 'image' or 'img': give {ACCEPTED}")
-        tensor, said = image_to_tensor(image, shape, f"row {index}")
+        tensor, said = image_to_tensor(_upright(image), shape, f"row {index}")
         tensors.append(tensor)
         notices |= said
     return tensors, notices
@@ -191,7 +200,7 @@ def _from_tensor(images: Tensor, shape: tuple[int, int, int], called: str) -> tu
     if not len(images):
         raise VduError(f"the {called} tensor holds no image")
     if images.dtype == torch.uint8:
-        return images.float() / 127.5 - 1, set()
+        return images.cpu().float() / 127.5 - 1, set()
     if not torch.isfinite(images).all():
         raise VduError(f"the {called} tensor has values that are not finite")
     if images.abs().max() > 1:
@@ -230,3 +239,8 @@ def load_image_set(
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     named = str(source) if isinstance(source, (str, Path)) else type(source).__name__
     return ImageSet(images, digest, tuple(sorted(notices)), named, files)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Colour pictures ``(N, 3, H, W)`` uint8, as other libraries take them, of ``(N, 1 or 3, H, W)`` in [-1, 1]."""
+    return ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

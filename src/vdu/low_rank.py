@@ -9,20 +9,16 @@ Hu et al., arXiv 2106.09685; the layers are those of `peft`.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdu.checkpoint import write_tensors
 from vdu.errors import VduError
 from vdu.seeding import generator
 
-__all__ = ["PROJECTIONS", "add_adapters", "factors", "merged_state", "write_lora"]
+__all__ = ["PROJECTIONS", "add_adapters", "factors", "merged_state"]
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-KOHYA_FILE = "kohya_lora.safetensors"
 ADAPTER = "default"  # peft's own name for the only one
 
 
@@ -64,20 +60,3 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
             change = module.lora_B[ADAPTER].weight @ module.lora_A[ADAPTER].weight
             state[f"{name}.weight"] = weights + change.to(weights)
     return state
-
-
-def write_lora(folder: Path, pipeline: Any, low_rank: dict[str, Tensor]) -> None:
-    """Write the LoRA twice: as the ``load_lora_weights`` of the original's pipeline reads it, and by Kohya's names.
-
-    ``pytorch_lora_weights.safetensors`` is diffusers' own; ``kohya_lora.safetensors`` has the names, and the α, by
-    which A1111 and ComfyUI know the layers of the U-Net.
-    """
-    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
-
-    type(pipeline).save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(low_rank))
-    named = convert_state_dict_to_kohya({f"unet.{name}": factor for name, factor in low_rank.items()})
-    rank = next(len(factor) for name, factor in low_rank.items() if ".lora_A." in name)
-    # What sd-scripts writes into the header, by which programs that list LoRAs tell what they are.
-    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    tensors = {name: tensor.float().contiguous() for name, tensor in named.items()}
-    write_tensors(folder / KOHYA_FILE, tensors, header)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdu.detector import Detector, to_bytes
+from vdu.detector import Detector
 from vdu.errors import VduError
 from vdu.hashing import files_sha256
+from vdu.image_set import to_bytes
 
 __all__ = ["load_nudenet", "nudity"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 
 from vdu.errors import VduError
 
-__all__ = ["refuse_existing", "replacing", "require_space", "write_record"]
+__all__ = ["refuse_existing", "refuse_overlap", "replacing", "require_space", "write_record"]
 
 WRITTEN_BY_VDU = (
     "unlearning.json",
@@ -54,7 +55,8 @@ def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False, inpu
     """
     place = _place(target)
     for given in inputs:
-        _refuse_overlap(target, given)
+        if isinstance(given, (str, Path)) and Path(given).exists():
+            refuse_overlap(target, Path(given))
     if place.exists():
         if not overwrite:
             raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
@@ -66,12 +68,11 @@ def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False, inpu
         raise VduError(f"{parent} may not be written to: choose another --out")
 
 
-def _refuse_overlap(target: Path, given: Any) -> None:
-    if not isinstance(given, (str, Path)) or not Path(given).exists():
-        return
-    place, read = _place(target), Path(given).resolve()
-    if place == read or place in read.parents or read in place.parents:
-        raise VduError(f"{target} is, holds or lies in {given}, which is read: choose another --out")
+def refuse_overlap(target: Path, used: Path) -> None:
+    """Raise `VduError` for an output that is, holds or lies in what is read or written beside it."""
+    place, other = _place(target), used.resolve()
+    if place == other or place in other.parents or other in place.parents:
+        raise VduError(f"{target} is, holds or lies in {used}, which is used: choose another --out")
 
 
 def _refuse_other_kind(target: Path, folder: bool) -> None:
@@ -97,8 +98,9 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     place = _place(target)
     place.parent.mkdir(parents=True, exist_ok=True)
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # in containers every process may have the same number
     beside, retired = (
-        place.with_name(f".{place.name[:LONGEST_NAME_PART]}.{kind}-{os.getpid()}") for kind in ("partial", "old")
+        place.with_name(f".{place.name[:LONGEST_NAME_PART]}.{kind}-{own}") for kind in ("partial", "old")
     )
     try:
         yield beside
@@ -108,12 +110,12 @@ def replacing(target: Path) -> Iterator[Path]:
             place.rename(retired)
         beside.replace(place)
     except Exception as error:
-        if retired.exists() and not place.exists():
-            retired.rename(place)
         if _is_disk_full(error):
             raise VduError(f"no space left on the disk for {target}: free some space and run again") from error
         raise
     finally:
+        if retired.exists() and not place.exists():
+            retired.rename(place)
         for leftover in (beside, retired):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -6,8 +6,9 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
-__all__ = ["code_commit", "package_versions"]
+__all__ = ["made_by", "package_versions"]
 
 PACKAGES = ("torch", "diffusers", "accelerate", "safetensors", "numpy")
 
@@ -17,10 +18,15 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def code_commit() -> str | None:
+def _commit() -> str | None:
     """The commit of the checkout that this code runs from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+def made_by() -> dict[str, Any]:
+    """What every result file says of the code that made it."""
+    return {"git_commit": _commit(), "versions": package_versions()}

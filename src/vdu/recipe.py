@@ -17,7 +17,7 @@ from vdu.backbone.contract import PREDICTION_TYPES
 from vdu.bounds import Count, Fraction, Positive, Seed
 from vdu.classifier import ClassifierSettings
 from vdu.corpora import Corpus, load_corpus
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError, in_one_line, nearest
 from vdu.settings_file import checked, read_toml
 
 __all__ = ["RECIPES", "Recipe", "Training", "check_noise", "check_shape", "made", "read_recipe"]
@@ -78,7 +78,7 @@ def made(kind: type[P], table: str, settings: dict[str, Any]) -> P:
     try:
         return kind(**settings)
     except Exception as error:  # diffusers and torch complain in many ways
-        raise ValueError(f"{table} makes no {kind.__name__}: {' '.join(str(error).split())[:160]}") from error
+        raise ValueError(f"{table} makes no {kind.__name__}: {in_one_line(error)}") from error
 
 
 def check_noise(settings: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def check_shape(table: str, network: nn.Module, x_t: Tensor, **condition: Tensor
     try:
         found = list(network(x_t, torch.zeros(1).long(), **condition).sample.shape[1:])
     except Exception as error:
-        raise ValueError(f"{table} does not take {wanted}: {' '.join(str(error).split())[:160]}") from error
+        raise ValueError(f"{table} does not take {wanted}: {in_one_line(error)}") from error
     if found != wanted:
         raise ValueError(f"{table} must keep the shape of what is noised, {wanted}, and makes {found} of it")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdu.checkpoint import read_tensors, write_tensors
 from vdu.detector import Detector
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 from vdu.image_set import load_image_set
 
 __all__ = ["Reference", "load_reference"]
@@ -37,6 +37,19 @@ class Reference:
         write_tensors(path, tensors, {"extractor_sha256": detector.sha256})
 
 
+def _class_folders(path: Path, detector: Detector) -> list[str]:
+    """The classes that ``path`` has a sub-folder of. Raises `VduError` where other sub-folders stand beside these."""
+    inside = (
+        sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")) if path.is_dir() else []
+    )
+    named = [name for name in detector.class_names if name in inside]
+    for name in inside if named else ():
+        if name not in named:
+            known = nearest(name, detector.class_names)
+            raise VduError(f"the reference {path} has a folder {name}, which is no class of the detector: {known}")
+    return named
+
+
 def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) -> Reference:
     """Read or compute a reference. Raises `VduError` where it was made with another extractor or has no features."""
     if path.is_file():
@@ -44,7 +57,7 @@ def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) 
         if metadata.get("extractor_sha256") != detector.sha256:
             raise VduError(f"reference {path} was made with another detector: give the folder of real images instead")
         return Reference(tensors["features"].float(), tensors["labels"].long())
-    named = [name for name in detector.class_names if (path / name).is_dir()]
+    named = _class_folders(path, detector)
     folders = [path / name for name in named] if named else [path]
     sets = [load_image_set(folder, shape, called="reference").images for folder in folders]
     detections = [detector(images) for images in sets]

@@ -30,7 +30,7 @@ from vdu.image_set import load_image_set
 from vdu.metrics import Interval, share_interval
 from vdu.noising import Clean
 from vdu.precision import autocast
-from vdu.provenance import code_commit, package_versions
+from vdu.provenance import made_by
 from vdu.seeding import generator
 
 __all__ = ["Relearning", "looks", "ratio_to_oracle", "relearn", "steps_to_return", "trained_further"]
@@ -161,6 +161,5 @@ def _heading(first: Backbone, models: dict[str, Backbone], judge: Detector, samp
         "seed": sampler.seed,
         "sampler": sampler.record(),
         "detector": judge.record(),
-        "git_commit": code_commit(),
-        "versions": package_versions(),
+        **made_by(),
     }

@@ -59,9 +59,9 @@ def number(value: Any, digits: int = 1) -> str:
     return f"{finite:.{digits + 2}f}" if float(text) == 100 != finite else text
 
 
-def percent(value: Any, digits: int = 1) -> str:
+def percent(value: Any) -> str:
     """`number` with its sign; ``value`` is in percent already."""
-    return NOT_MEASURED if _finite(value) is None else f"{number(value, digits)} %"
+    return NOT_MEASURED if _finite(value) is None else f"{number(value)} %"
 
 
 def _estimate(interval: dict[str, Any] | None) -> Cell:

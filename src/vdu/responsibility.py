@@ -49,6 +49,7 @@ GOLDEN = (5**0.5 - 1) / 2
 ROUNDS = 3
 BOUNDS = 3
 EARLY = 0.5
+DOUBT = 0.1  # with which the bound of the share may be wrong
 STEPS = 150
 BATCH_SIZE = 128
 SOUGHT_AT_FIRST = 0.8
@@ -57,7 +58,7 @@ LARGEST_SHIFT = 40.0  # σ(−40) is nothing
 HALVINGS = 40
 
 
-def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1) -> float:
+def best_bin_share(u_of_forget: Tensor, own_count: int) -> float:
     """π from ``u`` ``(N,)``: for each held-out forget image, the share of own samples that score above it.
 
     Minimises the upper confidence bound of ``u / q`` over thresholds (Hoeffding slack), returns ``u / q`` there.
@@ -65,7 +66,7 @@ def best_bin_share(u_of_forget: Tensor, own_count: int, confidence: float = 0.1)
     u = u_of_forget.double().sort().values
     n = len(u)
     q = torch.arange(1, n + 1, dtype=torch.float64) / n
-    slack = math.sqrt(math.log(4 / confidence) / 2) * (1 / math.sqrt(own_count) + 1 / math.sqrt(n))
+    slack = math.sqrt(math.log(4 / DOUBT) / 2) * (1 / math.sqrt(own_count) + 1 / math.sqrt(n))
     best = int(((u + slack) / q).argmin())
     return float((u[best] / q[best]).clamp(1 / own_count, 0.9))
 

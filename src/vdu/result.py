@@ -16,7 +16,7 @@ from vdu.detector import Detector, DetectorSource, load_detector, most_seen_clas
 from vdu.errors import VduError, nearest
 from vdu.evaluation import Evaluation, Sampler, evaluate
 from vdu.image_set import ImageSet
-from vdu.low_rank import write_lora
+from vdu.lora_files import write_lora
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing, write_record
 from vdu.parameters import LORA
@@ -106,6 +106,8 @@ class Result:
         folder = Path(out)
         check_form(form, self.record["settings"]["parameters"], self.pipeline)
         refuse_existing(folder, overwrite, folder=True)
+        if self.evaluation is None:
+            _ = self._preview  # drawn before anything is written
         with replacing(folder) as beside:
             if form == "pipeline":
                 self.pipeline.save_pretrained(beside)

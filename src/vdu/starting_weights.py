@@ -14,7 +14,6 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from vdu.backbone import Backbone, load_backbone, weights_sha256
 from vdu.errors import VduError
-from vdu.model_zoo import named_model
 from vdu.recipe import Recipe
 
 __all__ = ["starting_weights"]
@@ -53,8 +52,7 @@ def starting_weights(recipe: Recipe, scheduler: DDPMScheduler) -> tuple[UNet2DMo
     if recipe.without:
         classes = ", ".join(recipe.without)
         raise VduError(f"{start}, which recipe {recipe.name} starts from, may have seen {classes}: remove start_from")
-    zoo = named_model(start)
-    begun = load_backbone(zoo.pipeline if zoo else start)
+    begun = load_backbone(start)
     difference = _first_difference(begun, model, scheduler)
     if difference:
         raise VduError(f"recipe {recipe.name} cannot start from {start}: {difference}")

@@ -11,7 +11,6 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone, weights_sha256
 from vdu.errors import VduError
-from vdu.model_zoo import named_model
 
 __all__ = ["Teacher", "load_teacher"]
 
@@ -35,8 +34,7 @@ def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
     prediction type or schedule.
     """
-    zoo = named_model(model) if isinstance(model, str) else None
-    other = load_backbone(zoo.pipeline if zoo else model)
+    other = load_backbone(model)
     if type(other) is not type(backbone):
         kinds = f"{type(other.pipeline).__name__}, the model a {type(backbone.pipeline).__name__}"
         raise VduError(f"the teacher is a {kinds}: give a teacher of the model's architecture")

@@ -30,7 +30,7 @@ from vdu.posterior import Posterior
 from vdu.precision import resolve_precision
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
-from vdu.provenance import code_commit, package_versions
+from vdu.provenance import made_by
 from vdu.result import Result
 
 __all__ = ["Request", "unlearn"]
@@ -102,7 +102,7 @@ class Request:
         return {
             "seed": self.seed,
             "precision": self.precision,
-            "device": self.place.type,
+            "device": str(self.place),
             **self.inputs.record(),
             "method": self.method.name,
             "settings": self.values.model_dump(),
@@ -119,8 +119,7 @@ class Request:
             "stop_reason": outcome.stop_reason,
             "history": [asdict(r) for r in outcome.history],
             "guard": [asdict(c) for c in outcome.checks],
-            "git_commit": code_commit(),
-            "versions": package_versions(),
+            **made_by(),
         }
 
 
@@ -171,7 +170,7 @@ def unlearn(
     words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
     given = Given(forget, retain, teacher, prior, detector, target, skip_unreadable)
     check_needs(chosen, vars(given) | {"prompt": words})
-    backbone = load_backbone(zoo.pipeline if zoo else model, prompts, config)
+    backbone = load_backbone(model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)
     request = Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)

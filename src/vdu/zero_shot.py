@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vdu.backbone import weights_sha256
-from vdu.detector import DEFAULT_THRESHOLD, Detector, to_bytes
-from vdu.errors import VduError
+from vdu.detector import DEFAULT_THRESHOLD, Detector
+from vdu.errors import VduError, in_one_line
+from vdu.image_set import to_bytes
 
 __all__ = ["load_zero_shot"]
 
@@ -49,7 +50,7 @@ def _read(path: Path) -> _Asked:
     try:
         asked = _Asked.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = in_one_line(error)
         wanted = '{"clip": FOLDER, "classes": {NAME: DESCRIPTION, …}}'
         raise VduError(f"{path} does not describe a detector, give {wanted} ({said})") from error
     for name, texts in asked.descriptions().items():
@@ -70,7 +71,7 @@ def _open(source: str) -> tuple[Any, Any, Any]:
         model, loaded = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
         parts = AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
     except Exception as error:
-        said = " ".join(str(error).split())[:160]
+        said = in_one_line(error)
         raise VduError(f"cannot load {source} as a CLIP model with tokenizer and image processor ({said})") from error
     if absent := sorted(loaded["missing_keys"]):
         raise VduError(f"{source} is not a whole CLIP model: it lacks {absent[0]!r} and {len(absent) - 1} more weights")

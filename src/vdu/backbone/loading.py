@@ -13,7 +13,8 @@ from vdu.backbone.ddpm import DDPMBackbone
 from vdu.backbone.single_file import is_single_file, read_single_file
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.backbone.stable_diffusion_xl import StableDiffusionXLBackbone
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError, in_one_line, nearest
+from vdu.model_zoo import named_model
 from vdu.prompts import Prompts
 
 __all__ = ["load_backbone"]
@@ -54,7 +55,9 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and not plain else None
 
 
-def _read_pipeline(path: str, config: Path | None) -> Any:
+def _read_pipeline(name: str, config: Path | None) -> Any:
+    zoo = named_model(name)
+    path = str(zoo.pipeline) if zoo else name
     if is_single_file(path):
         return read_single_file(Path(path), config)
     if config is not None:
@@ -68,13 +71,13 @@ def _read_pipeline(path: str, config: Path | None) -> Any:
     except ImportError as error:
         raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
+        said = in_one_line(error)
         wanted = "it must be whole, with its weights as safetensors"
         raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): {wanted}") from error
 
 
 def load_backbone(model: Any, prompts: Prompts | None = None, config: str | Path | None = None) -> Backbone:
-    """A `Backbone` from a diffusers pipeline object, a pipeline folder, a checkpoint file, or a hub id.
+    """A `Backbone` from a diffusers pipeline object, a zoo name, a pipeline folder, a checkpoint file, or a hub id.
 
     ``prompts``: what a text-to-image model's samples are asked with; default: the empty prompt. ``config``: for a
     checkpoint file, a diffusers folder of its base model; default: that on the hub. Raises `VduError` for

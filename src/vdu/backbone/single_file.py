@@ -20,7 +20,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vdu.errors import VduError
+from vdu.errors import VduError, in_one_line
 
 __all__ = ["is_single_file", "read_single_file"]
 
@@ -172,7 +172,7 @@ def _converted(path: Path, family: _Family, config: Path, dtype: torch.dtype) ->
     except ImportError as error:
         raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
     except Exception as error:
-        raise VduError(f"{misfit} ({' '.join(str(error).split())[:200]})") from error
+        raise VduError(f"{misfit} ({in_one_line(error)})") from error
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     absent = [f"{name}.{key}" for name, part in networks.items() for key, w in part.named_parameters() if w.is_meta]
     if absent:

@@ -38,7 +38,7 @@ from vdu.output import write_record
 from vdu.parameters import trained_copy
 from vdu.precision import resolve_precision
 from vdu.preparation import Preparation
-from vdu.provenance import code_commit, package_versions
+from vdu.provenance import made_by
 from vdu.quiet import quiet
 from vdu.unlearning import Request
 
@@ -182,8 +182,7 @@ def run_forgetting_cost(
         else:
             missing.append((run, path, asked))
     say(f"cost-{suite.name}: {len(missing)} runs to make")
-    made_by = {"git_commit": code_commit(), "versions": package_versions()}
     for run, path, asked in missing:
         row = run.heading | _measured(suite, run, samples) | {"first": next(iter(suite.methods))}
-        write_record(path, {"row": row} | asked | made_by)
+        write_record(path, {"row": row} | asked | made_by())
         say(f"{run.label} {run.target}: {row['ended']}, step {row['step']}, {row['seconds']} s")

@@ -130,6 +130,7 @@ def _amount(figure: Any, suite: str, results: Path) -> None:
 
 
 OF_CLASSES = {"classes": "shares of classes", "amount": "PUL"}
+FORMATS = ("svg", "png", "pdf")
 KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes, "amount": _amount}
 
 
@@ -143,6 +144,9 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     if kind in OF_CLASSES and is_of_concepts(read_rows(suite, results)):
         instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
         raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no {OF_CLASSES[kind]}; {instead}")
+    suffix = out.suffix.lstrip(".") or "svg"
+    if suffix not in FORMATS:
+        raise VduError(f"a plot is no {out.suffix} file: {nearest(suffix, FORMATS)}")
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -152,7 +156,6 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     figure = plt.figure(figsize=(8.5, 4.5), layout="constrained")
     try:
         KINDS[kind](figure, suite, results)
-        suffix = out.suffix.lstrip(".") or "svg"
         with replacing(out) as beside:
             figure.savefig(beside, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
     finally:

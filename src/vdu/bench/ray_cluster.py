@@ -31,7 +31,7 @@ def _connect(address: str) -> Any:
     if not ray.is_initialized():
         try:
             if ":" in address:  # Ray itself would try for many minutes
-                host, _, port = address.rpartition(":")
+                host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, OverflowError) as error:

@@ -100,12 +100,10 @@ class Worker:
 _worker_of_process: list[Worker] = []
 
 
-def _start(suite: Suite, threads: int) -> None:
-    """Prepare a worker process."""
-    _worker_of_process[:] = [Worker(suite, threads)]
-
-
-def _make(run: Run) -> Made:
+def _make(suite: Suite, threads: int, run: Run) -> Made:
+    """What the worker of this process makes; it is prepared with its first run, whose error finds the way back."""
+    if not _worker_of_process:
+        _worker_of_process.append(Worker(suite, threads))
     return _worker_of_process[0].make(run)
 
 
@@ -116,8 +114,8 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
     """
     failed: Exception | None = None
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (suite, threads)) as pool:
-        for done in as_completed([pool.submit(_make, run) for run in runs]):
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_make, suite, threads, run) for run in runs]):
             try:
                 made = done.result()
             except Exception as error:

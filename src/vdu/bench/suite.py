@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -75,12 +75,12 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     model: str
-    targets: list[str]
-    seeds: list[int]
+    targets: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
     samples: int | None = Field(None, ge=100)
     concept: ConceptPlan | None = None
     sampler_steps: int = Field(ge=1)
-    methods: dict[str, Arm]
+    methods: Annotated[dict[str, Arm], Field(min_length=1)]
     forget: Path | None = None
     checkpoints: Path | None = None
 
@@ -130,8 +130,9 @@ def read_suite(
     names, settings and classes.
     """
     table = read_toml("suite", name, SUITES, also)
-    given = {"name": Path(name).stem, "forget": forget, "checkpoints": checkpoints}
-    suite = checked("suite", name, Suite, table | given)
+    given = {"forget": forget, "checkpoints": checkpoints}
+    given = {key: value for key, value in given.items() if value is not None}
+    suite = checked("suite", name, Suite, table | given | {"name": Path(name).stem})
     for label, arm in suite.methods.items():
         method = find_method(arm.method)
         make_settings(method, arm.settings)

@@ -26,6 +26,7 @@ CONCEPT_COLUMNS = (*BOTH[:3], *ATTACKED, *BOTH[3:], "fid_to_original", "passes",
 
 def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     """The contents of all result files. Raises `VduError` where there is none."""
+    suite = suite.removesuffix(".toml").rpartition("/")[2]  # as `read_suite` names one of a file
     files = sorted((results / suite).glob("*.json"))
     if not files:
         made = f"cost {suite.removeprefix('cost-')}" if suite.startswith("cost-") else f"run {suite}"

@@ -38,8 +38,8 @@ def apply_command(model: Model, delta: Delta, out: Out, config: Config = None, o
     _save(model, delta, out, overwrite, config, apply_delta)
 
 
-def revert_command(model: Model, delta: Delta, out: Out, overwrite: Overwrite = False) -> None:
+def revert_command(model: Model, delta: Delta, out: Out, config: Config = None, overwrite: Overwrite = False) -> None:
     """Make the original pipeline again from the unlearned MODEL and its DELTA."""
     from vdu.delta import revert_delta
 
-    _save(model, delta, out, overwrite, None, revert_delta)
+    _save(model, delta, out, overwrite, config, revert_delta)

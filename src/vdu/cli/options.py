@@ -82,13 +82,10 @@ def open_model(
 ) -> Backbone:
     """The backbone of a zoo name, pipeline folder, checkpoint file or hub id; its network on ``device``."""
     from vdu.backbone import load_backbone
-    from vdu.model_zoo import named_model
     from vdu.quiet import quiet
 
     quiet()
-
-    zoo = named_model(name)
-    backbone = load_backbone(zoo.pipeline if zoo else name, prompts, config)
+    backbone = load_backbone(name, prompts, config)
     if device is not None:
         backbone.network.to(device)
     return backbone

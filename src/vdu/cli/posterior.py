@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from vdu.cli.options import DeviceOption, Model, Overwrite, Seed, make_app, open_model
+from vdu.cli.options import (
+    Config,
+    DeviceOption,
+    Model,
+    Overwrite,
+    PromptsFile,
+    Seed,
+    make_app,
+    make_prompts,
+    open_model,
+)
 
 __all__ = ["app"]
 
@@ -22,6 +32,7 @@ def posterior_checkpoints(
     checkpoints: Annotated[list[Path], typer.Argument(help=".safetensors files or pipeline folders")],
     out: PosteriorFile,
     anchor: Annotated[str, typer.Option(help="weights (what is sampled) or mean (of the checkpoints)")] = "weights",
+    config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
     """From saved checkpoints of the pre-training run, streamed."""
@@ -29,7 +40,7 @@ def posterior_checkpoints(
     from vdu.posterior import from_checkpoints
 
     refuse_existing(out, overwrite)
-    _write_posterior(from_checkpoints(open_model(model), checkpoints, anchor=anchor), out)
+    _write_posterior(from_checkpoints(open_model(model, config=config), checkpoints, anchor=anchor), out)
 
 
 @app.command("fisher")
@@ -38,6 +49,8 @@ def posterior_fisher(
     out: PosteriorFile,
     samples: Annotated[int, typer.Option(min=2, help="own samples, one gradient each")] = 256,
     scale: Annotated[float, typer.Option(help="prior standard deviation")] = 1e-2,
+    prompts: PromptsFile = None,
+    config: Config = None,
     seed: Seed = 0,
     device: DeviceOption = None,
     overwrite: Overwrite = False,
@@ -50,7 +63,7 @@ def posterior_fisher(
     from vdu.sampling import sample as draw
 
     refuse_existing(out, overwrite)
-    backbone = open_model(model, device=resolve_device(device))
+    backbone = open_model(model, make_prompts(model, None, prompts, None), config, resolve_device(device))
     images = Clean(draw(backbone, backbone.network, samples, seed), backbone.sample_conditions(samples))
     _write_posterior(from_fisher(backbone, images, seed=seed, scale=scale), out)
 
@@ -60,6 +73,7 @@ def posterior_isotropic(
     model: Model,
     out: PosteriorFile,
     scale: Annotated[float, typer.Option(help="its standard deviation")] = 1e-3,
+    config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The same spread for every parameter: plain L2 to the released weights."""
@@ -67,7 +81,7 @@ def posterior_isotropic(
     from vdu.posterior import isotropic
 
     refuse_existing(out, overwrite)
-    _write_posterior(isotropic(open_model(model), scale), out)
+    _write_posterior(isotropic(open_model(model, config=config), scale), out)
 
 
 @app.command("show")

@@ -153,13 +153,15 @@ def unlearn_command(
 ) -> None:
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
     from vdu.methods import find_method, make_settings
-    from vdu.output import refuse_existing, require_space
+    from vdu.output import refuse_existing, refuse_overlap, require_space
     from vdu.result import check_form
 
     values = parse_settings(set_ or [])
     settings = make_settings(find_method(method), values)
     check_form(save, settings.parameters)
-    refuse_existing(out, overwrite, folder=True, inputs=(model, forget, retain, teacher, posterior, state))
+    refuse_existing(out, overwrite, folder=True, inputs=(model, forget, retain, teacher, posterior))
+    if state is not None:
+        refuse_overlap(out, state)
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts, config)
     check_form(save, settings.parameters, backbone.pipeline)
@@ -188,7 +190,12 @@ def unlearn_command(
         skip_unreadable=skip_unreadable,
         state_folder=state,
     )
-    _measure(result, yardstick, samples, sampler_steps)
+    try:
+        _measure(result, yardstick, samples, sampler_steps)
+    except BaseException:  # what took hours is not lost where it cannot be measured
+        result.save(out, overwrite=overwrite, form=save)
+        typer.echo(f"the result could not be measured; it is in {out}, without figures", err=True)
+        raise
     result.save(out, overwrite=overwrite, form=save)
     _tell_outcome(result.record)
     typer.echo(f"clean {save}: {out}   report: {out / 'report.html'}")

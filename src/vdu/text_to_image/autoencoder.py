@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdu.augmentation import mirrored
 from vdu.averaged_training import TrainingRun, train_with_average
-from vdu.detector import to_bytes
+from vdu.image_set import to_bytes
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.schedules import cosine_to_zero

@@ -1,0 +1,114 @@
+"""An output is refused before the work or written whole, and never takes the place of what is not its own."""
+
+from pathlib import Path
+
+import pytest
+from conftest import run_vdu
+from test_cli import brightness, is_refused, make_workplace, unlearn_short
+
+from vdu.errors import VduError
+from vdu.output import replacing
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_workplace(tmp_path)
+
+
+def test_an_existing_output_is_refused_before_the_work(folder, monkeypatch, capsys):
+    (folder / "clean").mkdir()
+    (folder / "clean" / "mine.txt").write_text("keep")
+    is_refused(unlearn_short(monkeypatch, capsys, folder), "exists", "--overwrite")
+    assert (folder / "clean" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("command", [("posterior", "isotropic"), ("sample", "--count", 1, "--steps", 1)])
+def test_a_file_never_takes_the_place_of_a_folder(command, folder, monkeypatch, capsys):
+    kept = folder / "precious" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("keep me")
+    for more in (), ("--overwrite",):
+        said = run_vdu(monkeypatch, capsys, *command, folder / "model", "--out", kept.parent, *more)
+        is_refused(said, "is a folder" if more else "exists")
+    with pytest.raises(VduError, match="is a folder and a file"), replacing(kept.parent) as beside:
+        beside.write_text("instead")
+    assert kept.read_text() == "keep me"
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypatch, capsys):
+    unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--overwrite", "--out")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("keep me")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
+    for read in (folder / "model", folder / "model" / "unet", folder / "bad", folder):
+        is_refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is used")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
+    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
+    assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
+    assert (folder / "model" / "model_index.json").is_file()
+
+
+def test_an_output_is_written_through_a_link(folder):
+    for kind in "folder", "file":
+        real, link = folder / f"real-{kind}", folder / f"link-{kind}"
+        link.symlink_to(real)
+        for text in "first", "second":
+            with replacing(link) as beside:
+                if kind == "folder":
+                    beside.mkdir()
+                (beside / "a" if kind == "folder" else beside).write_text(text)
+        assert link.is_symlink()
+        assert (real / "a" if kind == "folder" else real).read_text() == "second"
+    with replacing(folder / ("n" * 250)) as beside:
+        beside.write_text("a name as long as it may be")
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
+    monkeypatch.setattr("vdu.cli.unlearning.RESULT_SIZES_OF_MODEL", 10**15)
+    is_refused(unlearn_short(monkeypatch, capsys, folder), "no space left", "MB free")
+
+
+def test_a_state_beside_which_the_result_would_lie_is_refused(folder, monkeypatch, capsys):
+    monkeypatch.setattr("vdu.unlearning.Preparation", None)
+    for state in (folder / "clean", folder / "clean" / "state", folder):
+        is_refused(unlearn_short(monkeypatch, capsys, folder, "--state", state), "is, holds or lies in")
+
+
+def dazzled(images):
+    """A judge that fails once it is given more than the forget images."""
+    if len(images) > 4:
+        raise RuntimeError("too bright")
+    return brightness(images)
+
+
+dazzled.class_names = ["dark", "bright"]
+
+
+def test_what_cannot_be_measured_is_written_without_figures(folder, monkeypatch, capsys):
+    code, _, err = unlearn_short(monkeypatch, capsys, folder, "--detector", "test_output:dazzled")
+    assert code == 2
+    assert "could not be measured; it is in" in err
+    assert "too bright" in err.splitlines()[-1]
+    assert (folder / "clean" / "model_index.json").is_file()
+    assert not (folder / "clean" / "evaluation.json").exists()
+
+
+def test_an_output_that_is_interrupted_while_it_takes_its_place_is_as_it_was(folder, monkeypatch):
+    rename = Path.rename
+
+    def stopped(path, to):
+        monkeypatch.undo()
+        rename(path, to)
+        raise KeyboardInterrupt
+
+    def write():
+        with replacing(folder / "model") as beside:
+            beside.mkdir()
+            monkeypatch.setattr(Path, "rename", stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (folder / "model" / "model_index.json").is_file()
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
