@@ -78,22 +78,26 @@ def test_a_run_that_goes_too_far_hands_out_a_part_of_the_way(backbone, forget, h
 @pytest.mark.parametrize(
     ("looks", "expected"),
     [
-        ([(0, 0.1), (75, 0.0), (150, 0.0)], 2),
-        ([(0, 0.1), (75, 0.008), (150, 0.016)], 2),  # a sample more of 128: chance
-        ([(0, 0.1), (75, 0.02), (150, 0.06)], 1),
-        ([(0, 0.1), (75, 0.02), (150, 0.04), (225, 0.06)], 2),
-        ([(0, 0.1), (75, 0.11), (150, 0.12)], 0),  # nothing is better than the original
-        ([(0, 0.1), (75, 0.1), (150, 0.12)], 2),
-        ([(0, 0.1), (75, 0.05), (150, None)], 1),
-        ([(0, 0.1), (75, 0.05), (150, None), (150, 0.06, 0.5)], 1),  # a part of the way must be better
-        ([(0, 0.1), (75, 0.05), (150, None), (150, 0.04, 0.5)], 3),
-        ([(0, None)], None),
+        # (step, forget share, damage, part of the way); no damage: broken
+        ([(0, 0.1, 0), (75, 0.0, 0), (150, 0.0, 0)], 2),
+        ([(0, 0.1, 0), (75, 0.008, 0), (150, 0.016, 0)], 2),  # a sample more of 128: chance
+        ([(0, 0.1, 0), (75, 0.02, 0), (150, 0.06, 0)], 1),
+        ([(0, 0.1, 0), (75, 0.02, 0), (150, 0.02, 0.02), (225, 0.06, 0)], 2),
+        ([(0, 0.1, 0), (75, 0.11, 0), (150, 0.08, 0.051)], 0),  # nothing is worth its damage
+        ([(0, 0.1, 0), (75, 0.11, 0), (150, 0.08, 0.05)], 2),
+        ([(0, 0.04, 0), (75, 0.0, 0.08), (150, 0.0, 0.09)], 2),  # of little that it makes, all
+        ([(0, 0.0, 0), (75, 0.0, 0.02), (150, 0.0, 0.03)], 2),  # the judge sees none of it
+        ([(0, 0.1, 0), (75, 0.1, 0), (150, 0.12, 0)], 1),
+        ([(0, 0.1, 0), (75, 0.05, 0), (150, 1.0, None)], 1),
+        ([(0, 0.1, 0), (75, 0.05, 0), (150, 1.0, None), (150, 0.06, 0, 0.5)], 1),  # a part of the way must be better
+        ([(0, 0.1, 0), (75, 0.05, 0), (150, 1.0, None), (150, 0.04, 0, 0.5)], 3),
+        ([(0, 1.0, None)], None),
     ],
 )
 def test_the_last_look_that_is_best_up_to_chance_is_handed_out(looks, expected):
     checks = [
-        Check(step, 0.0, 0.0, 1.0, 0.0, score, score is None, *way)  # unsound where there is no score
-        for step, score, *way in looks
+        Check(step, share, 0.0, 1.0, 0.0, None if damage is None else share + damage, damage is None, *way)
+        for step, share, damage, *way in looks
     ]
     chosen = handed_out(checks)
     assert chosen is (None if expected is None else checks[expected])
