@@ -15,8 +15,8 @@ undo half of the steps of a falling rate. The original is handed out only where 
     damage ≤ LARGEST_DAMAGE · (1 − forget share / the original's)
 
 All of the content is thus worth as much as what would be called broken, however seldom the model makes it: that one
-picture in twenty-five is gone is what was asked for. And a judge that sees little or nothing of the content must not undo
-all of the work. What a judge goes by: `vdu.judge`.
+picture in twenty-five is gone is what was asked for. And a judge that sees little of the content, or nothing, must not
+undo all of the work. What a judge goes by: `vdu.judge`.
 """
 
 from __future__ import annotations
