@@ -11,7 +11,7 @@ from tiny_stable_diffusion import CAPTIONS, make_pipeline, unlearned, write_capt
 
 from vdu import VduError
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.evaluation import Sampler
+from vdu.evaluation import Sampler, evaluate
 from vdu.methods import METHODS
 from vdu.noising import Clean, draw
 from vdu.posterior import isotropic
@@ -143,6 +143,16 @@ def test_a_detector_sees_pictures_not_latents(pipeline, folder):
     evaluation = result.evaluate("test_cli:brightness", "bright", sampler=Sampler(steps=2, count=4, precision="fp32"))
     assert evaluation.before.shape == evaluation.after.shape == (4, 3, 16, 16)
     assert evaluation.record["prompts"]["guidance_scale"] == 7.5
+
+
+def test_two_models_that_share_a_network_are_both_sampled(pipeline, tmp_path):
+    other = make_pipeline(tmp_path)
+    other.vae = make_pipeline(tmp_path, seed=1).vae
+    assert weights_sha256(other.unet) == weights_sha256(pipeline.unet)
+    for second, alike in ((pipeline, True), (other, False)):
+        sampler = Sampler(steps=2, count=4, precision="fp32")
+        found = evaluate(pipeline, second, "test_cli:brightness", "bright", sampler=sampler)
+        assert torch.equal(found.before, found.after) == alike
 
 
 def test_a_schedule_that_ends_in_pure_noise_gives_finite_targets(tmp_path):
