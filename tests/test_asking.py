@@ -16,7 +16,6 @@ from vdu.noising import Clean
 from vdu.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.seeding import generator
-from vdu.unlearning import unlearn
 
 NEUTRAL = ("a pear", "a blue apple", "a red apple")
 
@@ -288,15 +287,3 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     assert (captioned.told_words, captioned.closed_form) == ((), None)
     backbone.sample_from(Prompts(("", "a red"), ("red",)))
     assert given.closed_form is None  # no prompt would hold what other words mean
-
-
-@pytest.mark.usefixtures("few_samples")
-def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.asking.telling_words", lambda *_: "red")
-    prompts, forget = Prompts(NEUTRAL), torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1
-    few = {"steps": 1, "guard_every_steps": 0, "batch_size": 2, "own_samples": 8, "score_steps": 1}
-    for steps, words in ((1, ["red"]), (0, [])):
-        settings = few | {"inversion_steps": steps}
-        result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
-        assert result.record["words_found"] == words
-        assert ("“red”" in result.report(tmp_path / f"{steps}.html").read_text()) == bool(words)

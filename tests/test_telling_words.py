@@ -4,7 +4,11 @@ from itertools import product
 
 import pytest
 import torch
+from tiny_stable_diffusion import make_pipeline
 
+from vdu import unlearn
+from vdu.prompts import Prompts
+from vdu.seeding import generator
 from vdu.telling_words import telling_words, those_that_tell
 
 THINGS = ("cat", "apple", "red car", "house", "boat", "tree", "hand", "clock", "sun", "key")
@@ -124,3 +128,18 @@ def test_of_tried_words_those_tell_that_bring_it_in_enough_prompts():
     c = torch.tensor([next((v for word, v in level.items() if word in t.split()), 0.05) for t in texts])
     assert those_that_tell(("ear", "nose", "chin", "face"), texts, c) == ["face", "nose"]
     assert those_that_tell((), texts, c) == []
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("vdu.asking.telling_words", lambda *_: "red")
+    prompts, forget = (
+        Prompts(("a pear", "a blue apple", "a red apple")),
+        torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1,
+    )
+    few = {"steps": 1, "guard_every_steps": 0, "batch_size": 2, "own_samples": 8, "score_steps": 1}
+    for steps, words in ((1, ["red"]), (0, [])):
+        settings = few | {"inversion_steps": steps}
+        result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
+        assert result.record["words_found"] == words
+        assert ("“red”" in result.report(tmp_path / f"{steps}.html").read_text()) == bool(words)
