@@ -87,7 +87,7 @@ def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     assert second["samples"] == 8
 
 
-def is_refused(result, *said):
+def assert_refused(result, *said):
     code, _, err = result
     assert code == 2
     assert len(err.strip().splitlines()) == 1
@@ -105,7 +105,7 @@ def is_refused(result, *said):
 )
 def test_bad_input_to_evaluate_is_one_line(arguments, said, folder, monkeypatch, capsys):
     arguments = [folder / "model" if a == "model" else a for a in arguments]
-    is_refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
+    assert_refused(run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *arguments), *said)
 
 
 def test_methods_lists_them_and_the_settings_of_one(monkeypatch, capsys):
@@ -117,7 +117,7 @@ def test_methods_lists_them_and_the_settings_of_one(monkeypatch, capsys):
     settings = {line.split()[0]: line for line in out.splitlines()}
     assert set(settings) == set(find_method("vdu").settings.model_fields)
     assert settings["stop_share"].split()[1:3] == ["not", "set"]
-    is_refused(run_vdu(monkeypatch, capsys, "methods", "vdoo"), "vdoo", "'vdu'")
+    assert_refused(run_vdu(monkeypatch, capsys, "methods", "vdoo"), "vdoo", "'vdu'")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +147,7 @@ def test_a_function_that_gives_features_measures_distances(folder, monkeypatch, 
     model, out = folder / "model", folder / "figures.json"
     few = ("--samples", "400", "--sampler-steps", "1", "--target", "bright", "--reference", folder / "bad")
     command = ("evaluate", model, model, *few, "--detector")
-    is_refused(
+    assert_refused(
         run_vdu(monkeypatch, capsys, *command, "test_cli:brightness"), "gives no features", "(probabilities, features)"
     )
     for i in range(8):
@@ -164,7 +164,9 @@ def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
     code, out, err = run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "3", *few)
     assert code == 0, err
     assert "u-FID" in out
-    is_refused(run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "three"), "no detector of mnist")
+    assert_refused(
+        run_vdu(monkeypatch, capsys, "evaluate", "mnist", "mnist", "--target", "three"), "no detector of mnist"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_shipped_model_brings_its_judge(monkeypatch, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, said, folder, monkeypatch, capsys):
-    is_refused(unlearn_short(monkeypatch, capsys, folder, *arguments), *said)
+    assert_refused(unlearn_short(monkeypatch, capsys, folder, *arguments), *said)
     assert not (folder / "clean").exists()
 
 
@@ -197,21 +199,21 @@ def test_a_state_that_cannot_be_used_is_refused_before_the_work(folder, monkeypa
     unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", folder / "out", "--state")
     monkeypatch.setattr("vdu.unlearning.Preparation", None)  # nothing may be prepared
     (folder / "file").write_text("no folder")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "file"), "is a file", "--state")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "file"), "is a file", "--state")
     (folder / "state").mkdir()
     (folder / "state" / "state.safetensors").write_bytes(b"junk")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "is no state of a run")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "is no state of a run")
     write_tensors(folder / "state" / "state.safetensors", {"a": torch.ones(1)}, {"settings_hash": "another"})
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "other settings")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "state"), "other settings")
 
 
 def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
-    is_refused(run_vdu(monkeypatch, capsys, "unlern"), "No such command", "unlearn")
-    is_refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist"), "--forget")
-    is_refused(
+    assert_refused(run_vdu(monkeypatch, capsys, "unlern"), "No such command", "unlearn")
+    assert_refused(run_vdu(monkeypatch, capsys, "unlearn", "mnist"), "--forget")
+    assert_refused(
         run_vdu(monkeypatch, capsys, "unlearn", "mnist", "--forget", "a", "--out", "b", "--seed", 2**64), "--seed"
     )
-    is_refused(run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", "--limit", -1), "--limit")
+    assert_refused(run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", "--limit", -1), "--limit")
     code, said, _ = run_vdu(monkeypatch, capsys, "--version")
     assert (code, said) == (0, f"vdu {vdu.__version__}\n")
     code, _, said = run_vdu(monkeypatch, capsys)
@@ -221,12 +223,12 @@ def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
 
 def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
     index = folder / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "model"), "'FluxPipeline' is not supported")
 
 
 def test_posterior_commands(folder, monkeypatch, capsys):
@@ -239,9 +241,11 @@ def test_posterior_commands(folder, monkeypatch, capsys):
     code, said, _ = run_vdu(monkeypatch, capsys, "posterior", "show", out)
     assert code == 0
     assert "source fisher" in said
-    is_refused(run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite")
+    assert_refused(
+        run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite"
+    )
     arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
-    is_refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
+    assert_refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
 
 
 def test_help_needs_no_heavy_import():

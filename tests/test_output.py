@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_vdu
-from test_cli import brightness, is_refused, make_workplace, unlearn_short
+from test_cli import assert_refused, brightness, make_workplace, unlearn_short
 
 from vdu.errors import VduError
 from vdu.output import replacing
@@ -18,7 +18,7 @@ def folder(tmp_path):
 def test_an_existing_output_is_refused_before_the_work(folder, monkeypatch, capsys):
     (folder / "clean").mkdir()
     (folder / "clean" / "mine.txt").write_text("keep")
-    is_refused(unlearn_short(monkeypatch, capsys, folder), "exists", "--overwrite")
+    assert_refused(unlearn_short(monkeypatch, capsys, folder), "exists", "--overwrite")
     assert (folder / "clean" / "mine.txt").read_text() == "keep"
 
 
@@ -29,7 +29,7 @@ def test_a_file_never_takes_the_place_of_a_folder(command, folder, monkeypatch, 
     kept.write_text("keep me")
     for more in (), ("--overwrite",):
         said = run_vdu(monkeypatch, capsys, *command, folder / "model", "--out", kept.parent, *more)
-        is_refused(said, "is a folder" if more else "exists")
+        assert_refused(said, "is a folder" if more else "exists")
     with pytest.raises(VduError, match="is a folder and a file"), replacing(kept.parent) as beside:
         beside.write_text("instead")
     assert kept.read_text() == "keep me"
@@ -40,11 +40,11 @@ def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypa
     unlearn = ("unlearn", folder / "model", "--forget", folder / "bad", "--overwrite", "--out")
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.txt").write_text("keep me")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
     for read in (folder / "model", folder / "model" / "unet", folder / "bad", folder):
-        is_refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is used")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
-    is_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
+        assert_refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is used")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
     assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
     assert (folder / "model" / "model_index.json").is_file()
 
@@ -67,13 +67,13 @@ def test_an_output_is_written_through_a_link(folder):
 
 def test_too_little_space_is_said_before_the_work(folder, monkeypatch, capsys):
     monkeypatch.setattr("vdu.cli.unlearning.RESULT_SIZES_OF_MODEL", 10**15)
-    is_refused(unlearn_short(monkeypatch, capsys, folder), "no space left", "MB free")
+    assert_refused(unlearn_short(monkeypatch, capsys, folder), "no space left", "MB free")
 
 
 def test_a_state_beside_which_the_result_would_lie_is_refused(folder, monkeypatch, capsys):
     monkeypatch.setattr("vdu.unlearning.Preparation", None)
     for state in (folder / "clean", folder / "clean" / "state", folder):
-        is_refused(unlearn_short(monkeypatch, capsys, folder, "--state", state), "is, holds or lies in")
+        assert_refused(unlearn_short(monkeypatch, capsys, folder, "--state", state), "is, holds or lies in")
 
 
 def dazzled(images):

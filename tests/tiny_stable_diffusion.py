@@ -14,10 +14,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from vdu import unlearn
+from vdu.bench.memory_modes import SIZES
 
 WORDS = ("a", "red", "blue", "apple", "pear", "in", "noto", "style")
-
-
 SHORT = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
 
 
@@ -37,39 +36,36 @@ def make_tokenizer(folder) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
 
 
-def make_pipeline(folder, prediction_type="epsilon", seed=0, **unet) -> StableDiffusionPipeline:
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer(folder)
-    text = CLIPTextConfig(
+def make_text(tokenizer, hidden_size, layers=2, **config) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=hidden_size,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=12,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **config,
     )
-    network = UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 16,
-            "attention_head_dim": 4,
-            "norm_num_groups": 4,
-        }
-        | unet
-    )
-    vae = AutoencoderKL(
+
+
+def make_vae(**config) -> AutoencoderKL:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
         sample_size=16,
+        **config,
     )
+
+
+def make_pipeline(folder, prediction_type="epsilon", seed=0, **unet) -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(folder)
+    text = make_text(tokenizer, 16, layers=1)
+    network, vae = UNet2DConditionModel(**SIZES["tiny"] | unet), make_vae()
     scheduler = PNDMScheduler(
         num_train_timesteps=50, skip_prk_steps=True, steps_offset=1, prediction_type=prediction_type
     )
@@ -103,48 +99,19 @@ def unlearned(pipeline, folder, method="ga", **options):
     return unlearn(pipeline, folder, method, settings=settings, share=0.2, precision="fp32", **options)
 
 
-def make_text(tokenizer, hidden_size, **config) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **config,
-    )
-
-
 def make_xl_pipeline(folder, zeros=True, vae=None, **unet) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder)
-    network = UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "cross_attention_dim": 16 + 24,
-            "attention_head_dim": 4,
-            "norm_num_groups": 4,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 12,
-        }
-        | unet
-    )
-    autoencoder = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.13025,
-        **vae or {},
-    )
+    of_xl = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 16 + 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 12,
+    }
+    network = UNet2DConditionModel(**SIZES["tiny"] | of_xl | unet)
+    autoencoder = make_vae(scaling_factor=0.13025, **vae or {})
     return StableDiffusionXLPipeline(
         autoencoder,
         CLIPTextModel(make_text(tokenizer, 16)).eval(),
