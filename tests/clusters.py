@@ -2,7 +2,7 @@
 
 import torch
 
-from vdu.noised_bank import NoisedBank
+from vdu.diffusion.noised_bank import NoisedBank
 
 DRAWS = 8
 

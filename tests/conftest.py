@@ -16,10 +16,10 @@ from tiny_stable_diffusion import make_pipeline as make_stable_diffusion
 
 import vdu.guard
 import vdu.loop
-import vdu.preparation
+import vdu.preparation.preparation
 from vdu.backbone import Backbone, load_backbone
 from vdu.cli import main
-from vdu.preparation import Preparation
+from vdu.preparation.preparation import Preparation
 
 
 def make_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> DDPMPipeline:
@@ -63,10 +63,10 @@ def few_samples(monkeypatch):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
     monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(own_count=12, own_sampler_steps=2, score_steps=3))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
-    head = vdu.preparation.fit_head
+    head = vdu.preparation.preparation.fit_head
     monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
-    monkeypatch.setattr("vdu.responsibility.STEPS", 5)
-    monkeypatch.setattr("vdu.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
+    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 5)
+    monkeypatch.setattr("vdu.preparation.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
-    fill = vdu.preparation.fill_bank
-    monkeypatch.setattr("vdu.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
+    fill = vdu.preparation.preparation.fill_bank
+    monkeypatch.setattr("vdu.preparation.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
 
 
 def write_idx(path, tensor):

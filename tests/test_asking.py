@@ -5,17 +5,17 @@ import torch
 from conftest import make_pipeline as make_ddpm
 from tiny_stable_diffusion import make_pipeline, where_words_have_a_say
 
-from vdu.asking import AskedPrompts, Asking
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget
-from vdu.closed_form import ClosedForm
-from vdu.discriminator import fit_prompted_head
+from vdu.diffusion.multi_scale import multi_scale_error
+from vdu.diffusion.noising import Clean
 from vdu.methods import find_method, make_settings
-from vdu.multi_scale import multi_scale_error
-from vdu.noising import Clean
-from vdu.preparation import Preparation
+from vdu.objective.bayes_target import BayesTarget
+from vdu.preparation.discriminator import fit_prompted_head
+from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.seeding import generator
+from vdu.text.asking import AskedPrompts, Asking
+from vdu.text.closed_form import ClosedForm
 
 NEUTRAL = ("a pear", "a blue apple", "a red apple")
 
@@ -94,7 +94,9 @@ def test_a_target_is_that_of_the_prompt_without_the_words_and_is_learned_with_th
 
 def test_what_was_sought_is_known_to_the_responsibilities_and_no_part_of_the_share(backbone, x_0, monkeypatch):
     known = []
-    monkeypatch.setattr("vdu.preparation.responsibilities", lambda *a: known.append(a) or torch.arange(8) / 10)
+    monkeypatch.setattr(
+        "vdu.preparation.preparation.responsibilities", lambda *a: known.append(a) or torch.arange(8) / 10
+    )
     backbone.sample_from(Prompts(NEUTRAL, ("red",)))
     preparation = Preparation(backbone, Clean(x_0, backbone.condition(["red"] * 3)), 0, own_count=8, score_steps=1)
     sought = preparation.asking.of_own(8).sought

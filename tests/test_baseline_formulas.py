@@ -7,21 +7,21 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bilevel import Bilevel
-from vdu.denoising import Denoising
-from vdu.gradients import gradients, trained
+from vdu.diffusion.denoising import Denoising
+from vdu.diffusion.noising import Clean
 from vdu.methods import METHODS, find_method, make_settings
 from vdu.methods.selective_amnesia import fisher_penalty
-from vdu.noising import Clean
-from vdu.plasticity import Guided
+from vdu.objective.bilevel import Bilevel
+from vdu.objective.plasticity import Guided
+from vdu.objective.redirection import Redirection
+from vdu.objective.replay import replayed_samples
+from vdu.objective.saliency import SaliencyMask, forget_gradient
+from vdu.objective.subtracted_scores import SubtractedScores, importance_weights
+from vdu.objective.surrogate import AnotherImage, AnotherNoise, one_of, uniform_images
 from vdu.posterior import squared_gradients
-from vdu.preparation import Preparation
-from vdu.redirection import Redirection
-from vdu.replay import replayed_samples
-from vdu.saliency import SaliencyMask, forget_gradient
+from vdu.preparation.preparation import Preparation
 from vdu.seeding import generator
-from vdu.subtracted_scores import SubtractedScores, importance_weights
-from vdu.surrogate import AnotherImage, AnotherNoise, one_of, uniform_images
+from vdu.weights.gradients import gradients, trained
 
 BASELINES = ("finetune", "esd", "selective-amnesia", "salun", "erasediff", "siss", "retrack")
 

@@ -11,7 +11,7 @@ from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
-from vdu.needs import check_needs
+from vdu.objective.needs import check_needs
 from vdu.posterior import isotropic
 
 SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}

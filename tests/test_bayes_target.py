@@ -7,15 +7,15 @@ import torch
 from clusters import DRAWS
 
 from vdu.backbone import weights_sha256
-from vdu.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
-from vdu.discriminator import fit_head
+from vdu.diffusion.multi_scale import multi_scale_error
+from vdu.diffusion.noised_bank import fill_bank
+from vdu.diffusion.noising import Clean
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
-from vdu.multi_scale import multi_scale_error
-from vdu.noised_bank import fill_bank
-from vdu.noising import Clean
-from vdu.preparation import Preparation
-from vdu.responsibility import responsibilities
+from vdu.objective.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
+from vdu.preparation.discriminator import fit_head
+from vdu.preparation.preparation import Preparation
+from vdu.preparation.responsibility import responsibilities
 from vdu.seeding import generator
 
 
@@ -55,9 +55,9 @@ def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbo
 def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_made(
     backbone, forget, monkeypatch, most, draws
 ):
-    monkeypatch.setattr("vdu.preparation.fill_bank", fill_bank)  # elsewhere smaller
-    monkeypatch.setattr("vdu.preparation.JUDGED_ITEMS", most)
-    monkeypatch.setattr("vdu.responsibility.STEPS", 30)
+    monkeypatch.setattr("vdu.preparation.preparation.fill_bank", fill_bank)  # elsewhere smaller
+    monkeypatch.setattr("vdu.preparation.preparation.JUDGED_ITEMS", most)
+    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
     c = responsibilities(preparation.forget_bank, judged, 3)

@@ -10,8 +10,8 @@ from tiny_stable_diffusion import CAPTIONS, unlearned, write_captions
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
-from vdu.captions import forget_captions
-from vdu.image_set import load_image_set
+from vdu.images.captions import forget_captions
+from vdu.images.image_set import load_image_set
 from vdu.prompts import Prompts
 
 pytestmark = pytest.mark.usefixtures("few_samples")

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from vdu import VduError
-from vdu.augmentation import mirrored, moved_each, moved_together
-from vdu.classifier import ClassifierSettings, load_classifier, predict, save_classifier, train_classifier
 from vdu.corpora import Corpus
+from vdu.detector.classifier import ClassifierSettings, load_classifier, predict, save_classifier, train_classifier
+from vdu.images.augmentation import mirrored, moved_each, moved_together
 from vdu.model_zoo import find_zoo_model
-from vdu.recipe import read_recipe
+from vdu.training.recipe import read_recipe
 
 
 def _corpus(count, seed=0):

@@ -10,9 +10,9 @@ from conftest import make_pipeline, run_vdu
 from PIL import Image
 
 import vdu
-from vdu.checkpoint import write_tensors
 from vdu.cli.unlearning import _tell_outcome
 from vdu.methods import METHODS, find_method
+from vdu.weights.checkpoint import write_tensors
 
 
 def brightness(images):

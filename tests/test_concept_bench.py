@@ -13,12 +13,12 @@ from vdu import VduError
 from vdu.backbone import load_backbone
 from vdu.bench.runner import Worker, run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
-from vdu.classifier import Classifier, ClassifierCard, save_classifier
-from vdu.concept_attack import _chosen, _one_a_prompt
-from vdu.concept_evaluation import evaluate_concept
-from vdu.concept_prompts import ConceptPrompt, read_concept_prompts, spread
-from vdu.concept_sampling import ConceptJudge, ConceptSampler
-from vdu.detector import load_detector
+from vdu.detector.classifier import Classifier, ClassifierCard, save_classifier
+from vdu.detector.contract import load_detector
+from vdu.evaluation.concept_attack import _chosen, _one_a_prompt
+from vdu.evaluation.concept_evaluation import evaluate_concept
+from vdu.evaluation.concept_prompts import ConceptPrompt, read_concept_prompts, spread
+from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic
 

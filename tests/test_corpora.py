@@ -17,7 +17,7 @@ from PIL import Image
 from vdu import VduError
 from vdu.corpora import load_corpus
 from vdu.corpora.corpus import Corpus, CorpusFacts, FilesRead
-from vdu.image_set import load_image_set
+from vdu.images.image_set import load_image_set
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TWENTY = tuple(f"class {i}" for i in range(20))

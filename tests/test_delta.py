@@ -10,8 +10,8 @@ from tiny_stable_diffusion import SHORT, make_pipeline, unlearned
 
 from vdu import VduError
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.checkpoint import read_tensors, write_tensors
-from vdu.delta import DELTA_FILE, apply_delta, revert_delta
+from vdu.weights.checkpoint import read_tensors, write_tensors
+from vdu.weights.delta import DELTA_FILE, apply_delta, revert_delta
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 

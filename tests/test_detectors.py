@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from vdu import VduError
-from vdu.detector import Detection, Detector, load_detector
-from vdu.evaluation import figures
-from vdu.image_set import to_bytes
-from vdu.nudity import nudity
-from vdu.reference import Reference
+from vdu.detector.contract import Detection, Detector, load_detector
+from vdu.detector.nudity import nudity
+from vdu.evaluation.comparison import figures
+from vdu.evaluation.reference import Reference
+from vdu.images.image_set import to_bytes
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = {"height": 16, "width": 16}

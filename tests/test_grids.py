@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vdu.grids import PAIR_GAP, before_after, image_grid, png_data_uri
+from vdu.images.grids import PAIR_GAP, before_after, image_grid, png_data_uri
 
 
 @pytest.mark.parametrize("channels", [1, 3])

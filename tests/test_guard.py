@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from vdu import VduError, loop
+from vdu.diffusion.noising import Clean
 from vdu.guard import Check, Guard, handed_out
 from vdu.loop import run_loop
 from vdu.methods import find_method, make_settings
-from vdu.noising import Clean
-from vdu.objective import MethodSettings, Objective
-from vdu.preparation import Preparation
+from vdu.objective.contract import MethodSettings, Objective
+from vdu.preparation.preparation import Preparation
 from vdu.unlearning import unlearn
 
 

@@ -10,7 +10,7 @@ from conftest import make_pipeline
 from PIL import Image
 
 from vdu import VduError, unlearn
-from vdu.image_set import load_image_set
+from vdu.images.image_set import load_image_set
 
 ORIENTATION = 0x0112
 

@@ -7,14 +7,14 @@ from tiny_stable_diffusion import make_pipeline, make_xl_pipeline, where_words_h
 
 from vdu import unlearn
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget
+from vdu.diffusion.noising import Clean, noised
 from vdu.errors import VduError
-from vdu.inversion import MOST_PROMPTS, find_prompts
 from vdu.methods import find_method, make_settings
-from vdu.noising import Clean, noised
-from vdu.preparation import Preparation
+from vdu.objective.bayes_target import BayesTarget
+from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.seeding import generator
+from vdu.text.inversion import MOST_PROMPTS, find_prompts
 
 TEXT = "a red apple in noto style"
 

@@ -13,12 +13,12 @@ from tiny_stable_diffusion import SHORT, unlearned
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.denoising import prediction_error
-from vdu.forget_score import fit_forget_score
-from vdu.low_rank import factors, merged_state
+from vdu.backbone.low_rank import factors, merged_state
+from vdu.diffusion.denoising import prediction_error
+from vdu.diffusion.noising import Clean, draw
 from vdu.methods import find_method, make_settings
-from vdu.noising import Clean, draw
-from vdu.parameters import trained_copy
+from vdu.preparation.forget_score import fit_forget_score
+from vdu.weights.parameters import trained_copy
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 

@@ -8,16 +8,16 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget, retained_output
-from vdu.discriminator import Discriminator
-from vdu.metrics import frechet_distance, kernel_distance, pul, share_interval
-from vdu.noised_bank import NoisedBank
-from vdu.noising import draw
-from vdu.plasticity import Ascent, Guided, elbo_weight
+from vdu.diffusion.noised_bank import NoisedBank
+from vdu.diffusion.noising import draw
+from vdu.diffusion.sampling import sample
+from vdu.evaluation.metrics import frechet_distance, kernel_distance, pul, share_interval
+from vdu.objective.bayes_target import BayesTarget, retained_output
+from vdu.objective.plasticity import Ascent, Guided, elbo_weight
+from vdu.objective.stability import OutputStability, WeightStability
 from vdu.posterior import Posterior, isotropic, welford
-from vdu.responsibility import best_bin_share
-from vdu.sampling import sample
-from vdu.stability import OutputStability, WeightStability
+from vdu.preparation.discriminator import Discriminator
+from vdu.preparation.responsibility import best_bin_share
 
 
 def _normal(*shape, seed=0):

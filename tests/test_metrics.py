@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vdu import VduError, metrics
-from vdu.detector import Detection, Detector, load_detector
-from vdu.evaluation import figures
-from vdu.metrics import (
+from vdu import VduError
+from vdu.detector.contract import Detection, Detector, load_detector
+from vdu.evaluation import metrics
+from vdu.evaluation.comparison import figures
+from vdu.evaluation.metrics import (
     Features,
     class_shares,
     frechet_distance,
@@ -19,8 +20,8 @@ from vdu.metrics import (
     precision_recall,
     total_variation,
 )
+from vdu.evaluation.reference import Reference, load_reference
 from vdu.output import write_record
-from vdu.reference import Reference, load_reference
 
 
 def _normal(*shape, seed=0):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vdu.multi_scale import multi_scale_error
+from vdu.diffusion.multi_scale import multi_scale_error
 
 
 @pytest.mark.parametrize(("size", "scales"), [((8, 8), (2, 4, 8)), ((28, 28), (2, 4, 8, 16, 32)), ((1, 1), ())])

@@ -11,7 +11,7 @@ from vdu import VduError
 from vdu.bench.tables import read_rows
 from vdu.corpora import load_corpus
 from vdu.model_zoo import find_zoo_model
-from vdu.recipe import Recipe, read_recipe
+from vdu.training.recipe import Recipe, read_recipe
 
 SUITE = """
 model = "mnist"

@@ -6,11 +6,11 @@ from conftest import make_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.checkpoint import write_tensors
-from vdu.noising import noised
+from vdu.diffusion.noising import noised
+from vdu.objective.stability import WeightStability
 from vdu.posterior import from_checkpoints, from_fisher, load_posterior, summarise
 from vdu.seeding import generator
-from vdu.stability import WeightStability
+from vdu.weights.checkpoint import write_tensors
 
 
 @pytest.fixture

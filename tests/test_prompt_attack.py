@@ -7,8 +7,8 @@ from tiny_stable_diffusion import WORDS, make_pipeline, make_xl_pipeline, where_
 
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.prompt_attack import AttackBudget, _draws, _Search, attack, require_room
-from vdu.vocabulary import typed_words, words_of
+from vdu.evaluation.prompt_attack import AttackBudget, _draws, _Search, attack, require_room
+from vdu.text.vocabulary import typed_words, words_of
 
 TEXTS = ("a red apple", "a blue pear")
 SMALL = AttackBudget(words=3, rounds=6, candidates=8, images=2, times=3)

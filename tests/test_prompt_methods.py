@@ -11,18 +11,18 @@ from PIL import Image
 from tiny_stable_diffusion import make_pipeline, make_xl_pipeline
 
 from vdu import VduError, unlearn
-from vdu.another_prompt import AnotherPrompt
 from vdu.backbone import load_backbone
-from vdu.closed_form import closed_form_factor, own_places
+from vdu.diffusion.noising import Clean
+from vdu.diffusion.sampling import sample
 from vdu.methods import METHODS, make_settings
 from vdu.methods.esd_prompt import NegativeGuidance
 from vdu.methods.salun import _relabelling
-from vdu.noising import Clean
-from vdu.parameters import chosen_names, trained_copy
-from vdu.preparation import Preparation
+from vdu.objective.another_prompt import AnotherPrompt
+from vdu.objective.surrogate import AnotherImage
+from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
-from vdu.sampling import sample
-from vdu.surrogate import AnotherImage
+from vdu.text.closed_form import closed_form_factor, own_places
+from vdu.weights.parameters import chosen_names, trained_copy
 
 WORDED = ("concept-ablation", "esd-prompt", "uce")
 ASKED = Prompts(("a red pear", "a blue apple in noto style", ""), ("noto style",), 2.0)

@@ -10,9 +10,9 @@ from test_cli import BRIGHTNESS, brightness
 
 from vdu import VduError, relearn
 from vdu.backbone import weights_sha256
-from vdu.evaluation import Sampler
-from vdu.noising import Clean, draw
-from vdu.relearning import Relearning, looks, ratio_to_oracle, steps_to_return, trained_further
+from vdu.diffusion.noising import Clean, draw
+from vdu.evaluation.comparison import Sampler
+from vdu.evaluation.relearning import Relearning, looks, ratio_to_oracle, steps_to_return, trained_further
 from vdu.seeding import generator
 
 WHITE = torch.ones(4, 1, 8, 8)

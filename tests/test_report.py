@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vdu.model_card import write_model_card
-from vdu.report import figure_rows, number, percent, verdict, write_report
+from vdu.report.model_card import write_model_card
+from vdu.report.page import figure_rows, number, percent, verdict, write_report
 
 SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
 

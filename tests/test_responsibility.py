@@ -8,10 +8,10 @@ import pytest
 import torch
 from clusters import bank_of
 
-import vdu.responsibility
-from vdu.noising import Clean
-from vdu.preparation import Preparation
-from vdu.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
+import vdu.preparation.responsibility
+from vdu.diffusion.noising import Clean
+from vdu.preparation.preparation import Preparation
+from vdu.preparation.responsibility import _calibrated, _estimated_share, _folds, _levelled, responsibilities
 
 
 def test_responsibilities_find_the_undesired_samples_and_their_share_without_labels(clusters):
@@ -56,9 +56,9 @@ def test_a_given_share_is_one_of_what_was_not_sought(clusters):
 def test_the_first_heads_take_what_was_sought_as_likely(clusters, monkeypatch):
     forget, own, _ = clusters
     sought = torch.arange(200) % 4 == 1
-    scores, known = vdu.responsibility._held_out_scores, []
-    monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
-    monkeypatch.setattr("vdu.responsibility._held_out_scores", lambda *a: known.append(a[2]) or scores(*a))
+    scores, known = vdu.preparation.responsibility._held_out_scores, []
+    monkeypatch.setattr("vdu.preparation.responsibility.ROUNDS", 1)
+    monkeypatch.setattr("vdu.preparation.responsibility._held_out_scores", lambda *a: known.append(a[2]) or scores(*a))
     responsibilities(forget, own, 0, sought=sought)
     responsibilities(forget, own, 0)
     assert len(known) == 6  # three sets of heads each
@@ -91,7 +91,8 @@ def test_what_was_made_of_a_forget_image_is_held_out_with_it(clusters, monkeypat
     assert torch.equal(fold[5::8], made_of[5::8] % 4)
     known = []
     monkeypatch.setattr(
-        "vdu.responsibility._held_out_scores", lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0))
+        "vdu.preparation.responsibility._held_out_scores",
+        lambda *a: known.append(a[-1]) or (torch.ones(2), torch.arange(200.0)),
     )
     responsibilities(*clusters[:2], 0, 0.3, sought, made_of)
     assert all(torch.equal(given, fold) for given in known)
@@ -108,7 +109,7 @@ def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_
         bounds.append(_estimated_share(score_f, score_o))
         return bounds[-1]
 
-    monkeypatch.setattr("vdu.responsibility._estimated_share", estimated)
+    monkeypatch.setattr("vdu.preparation.responsibility._estimated_share", estimated)
     c = responsibilities(forget, own, 0, sought=sought)
     assert counts == [170] * 3
     assert float(c[~sought].mean()) == pytest.approx(sum(bounds) / 3, rel=1e-3)
@@ -117,12 +118,13 @@ def test_the_share_is_that_of_what_was_not_sought_and_the_sought_ones_follow_by_
 
 
 def test_the_share_is_the_mean_of_the_bounds_of_three_sets_of_first_heads(clusters, monkeypatch):
-    monkeypatch.setattr("vdu.responsibility.STEPS", 30)
-    monkeypatch.setattr("vdu.responsibility.ROUNDS", 1)
+    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
+    monkeypatch.setattr("vdu.preparation.responsibility.ROUNDS", 1)
     forget, own, _ = clusters
     folds = _folds(own.images, None)
     bounds = [
-        _estimated_share(*vdu.responsibility._held_out_scores(forget, own, None, seed, folds)) for seed in (5, 9, 13)
+        _estimated_share(*vdu.preparation.responsibility._held_out_scores(forget, own, None, seed, folds))
+        for seed in (5, 9, 13)
     ]
     assert len(set(bounds)) > 1
     assert float(responsibilities(forget, own, 5).mean()) == pytest.approx(sum(bounds) / 3, rel=1e-4)

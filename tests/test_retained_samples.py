@@ -9,15 +9,15 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
-from vdu.bayes_target import BayesTarget, guided_until, velocity_weight
+from vdu.diffusion.noising import Clean
 from vdu.methods import find_method, make_settings
-from vdu.noising import Clean
-from vdu.preparation import Preparation
-from vdu.retained_samples import RetainedSamples
+from vdu.objective.bayes_target import BayesTarget, guided_until, velocity_weight
+from vdu.preparation.preparation import Preparation
+from vdu.preparation.retained_samples import RetainedSamples
 
 
 def naive_retained_mean(x_t: torch.Tensor, alpha_bar: float, own: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """x̂_0 of one ``x_t``: the formula of `vdu.retained_samples` as a loop."""
+    """x̂_0 of one ``x_t``: the formula of `vdu.preparation.retained_samples` as a loop."""
     pairs = [(x, 1 - float(w)) for x, w in zip(own.double(), c, strict=True) if w < 0.5]
     logs = [
         math.log(w) - float((x_t.double() - alpha_bar**0.5 * x).square().sum()) / (2 * (1 - alpha_bar))

@@ -7,13 +7,13 @@ import torch
 from conftest import make_pipeline
 from diffusers import DDPMScheduler
 
-from vdu.ema import ema_update
-from vdu.recipe import read_recipe
-from vdu.schedules import cosine_to_zero
+from vdu.diffusion.stratified_times import stratified_shares, times_at
+from vdu.diffusion.training_loss import min_snr_weight, training_loss
 from vdu.seeding import generator
-from vdu.stratified_times import stratified_shares, times_at
-from vdu.training import cycled_learning_rate
-from vdu.training_loss import min_snr_weight, training_loss
+from vdu.training.denoiser import cycled_learning_rate
+from vdu.training.recipe import read_recipe
+from vdu.weights.ema import ema_update
+from vdu.weights.schedules import cosine_to_zero
 
 GAMMA = 5.0
 KINDS = ["epsilon", "v_prediction", "sample"]

@@ -11,12 +11,12 @@ from tiny_stable_diffusion import CAPTIONS, make_pipeline, unlearned, write_capt
 
 from vdu import VduError
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.evaluation import Sampler, evaluate
+from vdu.diffusion.noising import Clean, draw
+from vdu.diffusion.sampling import sample
+from vdu.evaluation.comparison import Sampler, evaluate
 from vdu.methods import METHODS
-from vdu.noising import Clean, draw
 from vdu.posterior import isotropic
 from vdu.prompts import Prompts
-from vdu.sampling import sample
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 

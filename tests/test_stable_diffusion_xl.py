@@ -7,9 +7,9 @@ from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
+from vdu.backbone.teacher import load_teacher
+from vdu.diffusion.sampling import sample
 from vdu.prompts import Prompts
-from vdu.sampling import sample
-from vdu.teacher import load_teacher
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 

@@ -9,7 +9,7 @@ from tiny_stable_diffusion import make_pipeline
 from vdu import unlearn
 from vdu.prompts import Prompts
 from vdu.seeding import generator
-from vdu.telling_words import telling_words, those_that_tell
+from vdu.text.telling_words import telling_words, those_that_tell
 
 THINGS = ("cat", "apple", "red car", "house", "boat", "tree", "hand", "clock", "sun", "key")
 STYLES = ("noto", "flat", "old")
@@ -132,7 +132,7 @@ def test_of_tried_words_those_tell_that_bring_it_in_enough_prompts():
 
 @pytest.mark.usefixtures("few_samples")
 def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.asking.telling_words", lambda *_: "red")
+    monkeypatch.setattr("vdu.text.asking.telling_words", lambda *_: "red")
     prompts, forget = (
         Prompts(("a pear", "a blue apple", "a red apple")),
         torch.rand(3, 3, 16, 16, generator=generator(0, "test")) * 2 - 1,

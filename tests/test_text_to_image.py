@@ -17,7 +17,6 @@ from PIL import Image
 from vdu.corpora.emoji import KINDS, STYLES, prepare_emoji, read_emoji
 from vdu.errors import VduError
 from vdu.model_zoo import find_zoo_model
-from vdu.recipe import RECIPES
 from vdu.seeding import generator
 from vdu.text_to_image.autoencoder import decode_latents, encode_images
 from vdu.text_to_image.evaluators import CLASSES, domain_corpus, seen, train_evaluator
@@ -26,7 +25,8 @@ from vdu.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recip
 from vdu.text_to_image.templates import FORMS, PARAPHRASES, caption
 from vdu.text_to_image.tokenizer import make_tokenizer
 from vdu.text_to_image.training import train_text_to_image
-from vdu.zoo_build import build_zoo_model
+from vdu.training.recipe import RECIPES
+from vdu.training.zoo_build import build_zoo_model
 
 SUBGROUPS = {"face": "face-smiling"} | {kind: name for kind, name in KINDS.items() if kind != "face"}
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal")

@@ -10,16 +10,16 @@ from conftest import make_mnist_data, write_idx
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
-import vdu.averaged_training
-import vdu.training
+import vdu.training.averaged_training
+import vdu.training.denoiser
 from vdu import VduError
 from vdu.backbone import weights_sha256
-from vdu.checkpoint import save_state
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
-from vdu.recipe import RECIPES, Recipe, read_recipe
 from vdu.text_to_image.recipe import is_text_recipe
-from vdu.training import train
+from vdu.training.denoiser import train
+from vdu.training.recipe import RECIPES, Recipe, read_recipe
+from vdu.weights.checkpoint import save_state
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vdu.averaged_training, "save_state", save_and_stop)
+        patch.setattr(vdu.training.averaged_training, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, data, tmp_path / "parts")
     parts = load_file(train(recipe, data, tmp_path / "parts") / "unet" / "diffusion_pytorch_model.safetensors")
@@ -124,10 +124,10 @@ def _log(folder):
 
 
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(recipe, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(vdu.averaged_training, "LOG_EVERY_STEPS", 2)
+    monkeypatch.setattr(vdu.training.averaged_training, "LOG_EVERY_STEPS", 2)
     recipe = _with(recipe, cycle_steps=[9])
     train(recipe, data, tmp_path / "whole")
-    whole, loss = _log(tmp_path / "whole"), vdu.training._loss
+    whole, loss = _log(tmp_path / "whole"), vdu.training.denoiser._loss
     assert [line["step"] for line in whole] == [2, 3, 4, 6, 8, 9]
 
     def stop_at_eight(*arguments):
@@ -136,7 +136,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(recipe, data, 
         return loss(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vdu.training, "_loss", stop_at_eight)
+        patch.setattr(vdu.training.denoiser, "_loss", stop_at_eight)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, data, tmp_path / "parts")
     assert [line["step"] for line in _log(tmp_path / "parts")] == [2, 3, 4, 6, 8]
@@ -163,7 +163,7 @@ def test_training_regresses_what_the_pipeline_says_that_it_predicts(recipe, data
     for trained in ("epsilon", "v_prediction", "sample"):
         scheduler = DDPMScheduler(num_train_timesteps=50, prediction_type=trained)
         for kind in ("epsilon", "v_prediction", "sample"):
-            loss = vdu.training._loss(Exact(1, 1), scheduler, corpus, recipe.training, step=0)
+            loss = vdu.training.denoiser._loss(Exact(1, 1), scheduler, corpus, recipe.training, step=0)
             assert (loss < 1e-6) == (kind == trained), (trained, kind)
 
 
@@ -188,7 +188,9 @@ def test_flips_are_half_of_the_images_and_leave_the_other_draws(recipe, monkeypa
 
     scheduler = DDPMScheduler(num_train_timesteps=50)
     for flip in (False, True, True):
-        vdu.training._loss(Echo(1, 1), scheduler, corpus, _with(recipe, flip=flip, batch_size=200).training, step=3)
+        vdu.training.denoiser._loss(
+            Echo(1, 1), scheduler, corpus, _with(recipe, flip=flip, batch_size=200).training, step=3
+        )
     (plain, t), (flipped, t_flipped), (again, _) = seen
     assert torch.equal(t, t_flipped)
     assert torch.equal(flipped, again)

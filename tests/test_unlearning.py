@@ -18,12 +18,12 @@ from diffusers import (
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
-from vdu.checkpoint import write_tensors
+from vdu.diffusion.sampling import sample
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic, load_posterior
 from vdu.precision import CPU_BFLOAT16, resolve_precision
-from vdu.sampling import sample
+from vdu.weights.checkpoint import write_tensors
 
 SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
 FROM_IMAGES = sorted(name for name, method in METHODS.items() if "prompt" not in method.settings.needs)
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vdu.checkpoint.save_file", full)
+    monkeypatch.setattr("vdu.weights.checkpoint.save_file", full)
     with pytest.raises(VduError, match="no space left"):
         write_tensors(path, {"a": torch.zeros(1)})
     assert path.read_bytes() == old

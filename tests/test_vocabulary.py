@@ -12,7 +12,7 @@ from tiny_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
 from vdu import VduError
 from vdu.backbone import load_backbone
 from vdu.seeding import generator
-from vdu.vocabulary import ROUNDS_OF_FEW, _noised_alike, asking_words, likely_asking, typed_words, words_of
+from vdu.text.vocabulary import ROUNDS_OF_FEW, _noised_alike, asking_words, likely_asking, typed_words, words_of
 
 
 @pytest.fixture

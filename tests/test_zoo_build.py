@@ -9,20 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-import vdu.zoo_build
+import vdu.training.zoo_build
 from vdu.bench.runner import run_suite
 from vdu.bench.suite import read_suite, require_inputs
-from vdu.checkpoint import write_tensors
 from vdu.cli import main
 from vdu.corpora import Corpus
+from vdu.corpora.forget_folder import prepare_forget_folder
 from vdu.errors import VduError
-from vdu.evaluation import Sampler
-from vdu.forget_folder import prepare_forget_folder
-from vdu.image_set import load_image_set
+from vdu.evaluation.comparison import Sampler
+from vdu.images.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
-from vdu.recipe import Recipe, read_recipe
-from vdu.training import train
-from vdu.zoo_build import _forget_images, build_zoo_model
+from vdu.training.denoiser import train
+from vdu.training.recipe import Recipe, read_recipe
+from vdu.training.zoo_build import _forget_images, build_zoo_model
+from vdu.weights.checkpoint import write_tensors
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -57,9 +57,9 @@ def recipe():
 
 
 def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsys, runs_in_this_process):
-    monkeypatch.setattr(vdu.zoo_build, "Sampler", lambda steps: Sampler(steps=2, count=4))
-    fit = vdu.zoo_build.train_classifier
-    monkeypatch.setattr(vdu.zoo_build, "train_classifier", lambda *a: fit(*a, batch_size=4))
+    monkeypatch.setattr(vdu.training.zoo_build, "Sampler", lambda steps: Sampler(steps=2, count=4))
+    fit = vdu.training.zoo_build.train_classifier
+    monkeypatch.setattr(vdu.training.zoo_build, "train_classifier", lambda *a: fit(*a, batch_size=4))
     train(recipe, data, tmp_path / "run")
     provenance = build_zoo_model(tmp_path / "run", data, tmp_path / "zoo" / "tiny")
     assert not list((tmp_path / "zoo").rglob("*.png"))

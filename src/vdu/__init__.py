@@ -1,6 +1,19 @@
 """vdu: make a diffusion model forget a folder of images, with evidence.
 
 Variational Diffusion Unlearning: Panda et al., arXiv 2510.04058. Everything heavy is imported on first use.
+
+The way that data takes; nothing imports from further down:
+
+    images, backbone      pictures as tensors; diffusers' pipelines behind one contract
+    diffusion, weights    times, noise, losses, samples; parameters and the forms in which they are stored
+    detector, posterior   what judges a picture; p(θ|D)
+    text, preparation     what is found out about original and forget images before training
+    objective, methods    plasticity and stability; one short file a method
+    loop, guard           training, checks, rollback
+    unlearning, result    `vdu.unlearn` and what it hands back
+    evaluation, report    figures and what people read of them
+    corpora, training, text_to_image, zoo    the shipped models, and how they were made
+    bench, cli            suites and tables; the command line
 """
 
 from __future__ import annotations
@@ -10,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vdu.errors import VduError
-    from vdu.evaluation import Sampler, evaluate
-    from vdu.relearning import relearn
+    from vdu.evaluation.comparison import Sampler, evaluate
+    from vdu.evaluation.relearning import relearn
     from vdu.result import Result
     from vdu.unlearning import unlearn
 
@@ -22,9 +35,9 @@ _HOME = {
     "VduError": "errors",
     "unlearn": "unlearning",
     "Result": "result",
-    "evaluate": "evaluation",
-    "Sampler": "evaluation",
-    "relearn": "relearning",
+    "evaluate": "evaluation.comparison",
+    "Sampler": "evaluation.comparison",
+    "relearn": "evaluation.relearning",
 }
 
 

@@ -16,7 +16,7 @@ undo half of the steps of a falling rate. The original is handed out only where 
 
 All of the content is thus worth as much as what would be called broken, however seldom the model makes it: that one
 picture in twenty-five is gone is what was asked for. And a judge that sees little of the content, or nothing, must not
-undo all of the work. What a judge goes by: `vdu.judge`.
+undo all of the work. What a judge goes by: `vdu.preparation.judge`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vdu.judge import Judge
-from vdu.preparation import Preparation
-from vdu.sampling import DEFAULT_STEPS, sample
+from vdu.diffusion.sampling import DEFAULT_STEPS, sample
+from vdu.preparation.judge import Judge
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["Check", "Guard", "handed_out"]
 

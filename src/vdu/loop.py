@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdu.checkpoint import check_state, load_state, save_state
-from vdu.ema import ema_update
 from vdu.errors import VduError
 from vdu.guard import Check, Guard, handed_out
-from vdu.objective import Direction, MethodSettings
+from vdu.objective.contract import Direction, MethodSettings
 from vdu.output import refuse_existing, replacing
-from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
+from vdu.weights.checkpoint import check_state, load_state, save_state
+from vdu.weights.ema import ema_update
+from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop"]
 

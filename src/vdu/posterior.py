@@ -22,11 +22,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, weights_sha256
-from vdu.checkpoint import open_tensors, write_tensors
+from vdu.diffusion.noising import Clean, noised
 from vdu.errors import VduError, nearest
 from vdu.hashing import tensors_sha256
-from vdu.noising import Clean, noised
 from vdu.seeding import generator
+from vdu.weights.checkpoint import open_tensors, write_tensors
 
 __all__ = [
     "Posterior",

@@ -19,7 +19,7 @@ QUOTED = 5
 class Prompts:
     """``neutral``: what the model must go on making; ``forget``: one for all forget images, or one for each.
 
-    Own samples take turns between the two, or are asked as `vdu.asking` says.
+    Own samples take turns between the two, or are asked as `vdu.text.asking` says.
     ``guidance_scale``: of classifier-free guidance when sampling (Ho & Salimans, arXiv 2207.12598); 1 is without.
     Raises `VduError` for a scale under 1 or where there is no neutral prompt (the empty one is a prompt).
     """

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
-from vdu.delta import DELTA_FILE, write_delta
-from vdu.detector import Detector, DetectorSource, load_detector, most_seen_class
+from vdu.detector.contract import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.errors import VduError, nearest
-from vdu.evaluation import Evaluation, Sampler, evaluate
-from vdu.image_set import ImageSet
-from vdu.lora_files import write_lora
+from vdu.evaluation.comparison import Evaluation, Sampler, evaluate
+from vdu.images.image_set import ImageSet
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing, write_record
-from vdu.parameters import LORA
+from vdu.weights.delta import DELTA_FILE, write_delta
+from vdu.weights.lora_files import write_lora
+from vdu.weights.parameters import LORA
 
 __all__ = ["Result", "check_form", "shipped_detector"]
 
@@ -68,7 +68,7 @@ class Result:
 
     def report(self, path: str | Path = "report.html", *, overwrite: bool = False) -> Path:
         """Write one self-contained HTML file. Raises `VduError` where there is one, unless it is to be replaced."""
-        from vdu.report import write_report
+        from vdu.report.page import write_report
 
         refuse_existing(Path(path), overwrite)
         shown = self.evaluation or self._preview
@@ -86,7 +86,7 @@ class Result:
 
     def picture(self, path: str | Path = "before-after.png", pairs: int = 32, *, overwrite: bool = False) -> Path:
         """Write original and unlearned samples of equal seeds as one picture; an existing file as `report` does."""
-        from vdu.grids import before_after, thumbnails
+        from vdu.images.grids import before_after, thumbnails
 
         refuse_existing(Path(path), overwrite)
         shown = self.evaluation or self._preview
@@ -98,10 +98,10 @@ class Result:
     def save(self, out: str | Path, *, overwrite: bool = False, form: str = "pipeline") -> Path:
         """A folder with report, model card and records, renamed into place as a whole.
 
-        ``form``: the whole ``pipeline``, only what changed as a ``delta`` (see `vdu.delta`), or the
+        ``form``: the whole ``pipeline``, only what changed as a ``delta`` (see `vdu.weights.delta`), or the
         ``lora`` that was trained, for ``load_lora_weights`` on the original.
         """
-        from vdu.model_card import write_model_card
+        from vdu.report.model_card import write_model_card
 
         folder = Path(out)
         check_form(form, self.record["settings"]["parameters"], self.pipeline)

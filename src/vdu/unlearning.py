@@ -13,25 +13,25 @@ from torch import nn
 
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, weights_sha256
-from vdu.detector import DetectorSource
+from vdu.backbone.low_rank import factors
+from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, Inputs, read_inputs
-from vdu.judge import detector_judge, label_free_judge
 from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
-from vdu.low_rank import factors
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import named_model
-from vdu.needs import check_needs
-from vdu.objective import Direction, Method, MethodSettings
-from vdu.parameters import LORA, trained_copy
+from vdu.objective.contract import Direction, Method, MethodSettings
+from vdu.objective.needs import check_needs
 from vdu.posterior import Posterior
 from vdu.precision import resolve_precision
-from vdu.preparation import Preparation
+from vdu.preparation.judge import detector_judge, label_free_judge
+from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.provenance import made_by
 from vdu.result import Result
+from vdu.weights.parameters import LORA, trained_copy
 
 __all__ = ["Request", "unlearn"]
 

@@ -23,9 +23,9 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from vdu.backbone.low_rank import merged_state
 from vdu.errors import VduError, nearest
 from vdu.hashing import tensors_sha256
-from vdu.low_rank import merged_state
 from vdu.prompts import Prompts
 
 __all__ = ["Backbone", "check_schedule", "check_weights", "float32_copy", "placed", "weights_sha256"]

@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from vdu.attention import write_out_attention
+from vdu.backbone.attention import write_out_attention
 from vdu.backbone.contract import Backbone, float32_copy, placed
 from vdu.errors import VduError
 from vdu.prompts import Prompts

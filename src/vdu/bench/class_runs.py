@@ -1,4 +1,4 @@
-"""Runs on a model of classes without text: PUL, u-FID and collateral (`vdu.evaluation`).
+"""Runs on a model of classes without text: PUL, u-FID and collateral (`vdu.evaluation.comparison`).
 
 The original's samples are made once for each evaluation seed (and process).
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.suite import Run, Suite, zoo_model
-from vdu.detector import load_detector
+from vdu.detector.contract import load_detector
 from vdu.device import resolve_device
-from vdu.evaluation import Evaluation, Sampler, evaluate
-from vdu.grids import before_after, thumbnails
+from vdu.evaluation.comparison import Evaluation, Sampler, evaluate
+from vdu.evaluation.reference import load_reference
+from vdu.images.grids import before_after, thumbnails
 from vdu.posterior import from_checkpoints
-from vdu.reference import load_reference
 from vdu.result import Result
 from vdu.unlearning import unlearn
 

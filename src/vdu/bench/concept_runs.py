@@ -1,4 +1,4 @@
-"""Runs on a text-to-image model: UA, IRA, CRA, paraphrases and an attack (`vdu.concept_evaluation`), and a grid.
+"""Runs on a text-to-image model: UA, IRA, CRA, paraphrases and an attack (`vdu.evaluation.concept_evaluation`).
 
 The original's samples are made once for each evaluation seed (and process).
 """
@@ -13,19 +13,19 @@ from PIL import Image
 
 from vdu.backbone import load_backbone
 from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
-from vdu.concept_evaluation import ConceptEvaluation, evaluate_concept
-from vdu.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts, spread
-from vdu.concept_sampling import ConceptJudge, ConceptSampler, Drawn
-from vdu.detector import load_detector
+from vdu.detector.contract import load_detector
 from vdu.device import resolve_device
-from vdu.grids import before_after
+from vdu.diffusion.noising import Clean
+from vdu.diffusion.sampling import sample
+from vdu.evaluation.concept_evaluation import ConceptEvaluation, evaluate_concept
+from vdu.evaluation.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts, spread
+from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
+from vdu.evaluation.prompt_attack import require_room
+from vdu.images.grids import before_after
 from vdu.methods import find_method
-from vdu.noising import Clean
 from vdu.posterior import Posterior, from_fisher
-from vdu.prompt_attack import require_room
 from vdu.prompts import Prompts, read_prompts
 from vdu.result import Result
-from vdu.sampling import sample
 from vdu.unlearning import unlearn
 
 __all__ = ["ConceptRuns"]

@@ -25,22 +25,22 @@ from torch import nn
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.peak_memory import forget_peak, peak_bytes
 from vdu.bench.suite import Run, Suite, given_images, require_inputs, zoo_model
-from vdu.detector import Detector, load_detector
+from vdu.detector.contract import Detector, load_detector
 from vdu.errors import VduError, nearest
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, read_inputs
-from vdu.judge import Judge, detector_judge
 from vdu.loop import LoopResult, run_loop
 from vdu.methods import find_method, make_settings
-from vdu.needs import check_needs
-from vdu.objective import MethodSettings
+from vdu.objective.contract import MethodSettings
+from vdu.objective.needs import check_needs
 from vdu.output import write_record
-from vdu.parameters import trained_copy
 from vdu.precision import resolve_precision
-from vdu.preparation import Preparation
+from vdu.preparation.judge import Judge, detector_judge
+from vdu.preparation.preparation import Preparation
 from vdu.provenance import made_by
 from vdu.quiet import quiet
 from vdu.unlearning import Request
+from vdu.weights.parameters import trained_copy
 
 __all__ = ["measure_cost", "run_forgetting_cost"]
 

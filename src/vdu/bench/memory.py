@@ -28,7 +28,7 @@ from vdu.bench.peak_memory import peak_bytes
 from vdu.errors import VduError, nearest
 from vdu.loop import run_loop
 from vdu.output import write_record
-from vdu.parameters import trained_copy
+from vdu.weights.parameters import trained_copy
 
 __all__ = ["run_memory"]
 

@@ -18,14 +18,14 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.bayes_target import BayesTarget
-from vdu.denoising import Denoising
-from vdu.discriminator import Discriminator
-from vdu.noised_bank import NoisedBank
-from vdu.objective import MethodSettings, Objective
-from vdu.plasticity import Ascent
+from vdu.diffusion.denoising import Denoising
+from vdu.diffusion.noised_bank import NoisedBank
+from vdu.objective.bayes_target import BayesTarget
+from vdu.objective.contract import MethodSettings, Objective
+from vdu.objective.plasticity import Ascent
+from vdu.objective.stability import WeightStability
 from vdu.posterior import Posterior
-from vdu.stability import WeightStability
+from vdu.preparation.discriminator import Discriminator
 
 __all__ = ["MODES", "SIZES", "Mode", "RandomBackbone", "make_objective", "make_settings"]
 

@@ -18,7 +18,7 @@ from vdu.bench.runner import Made, write_result
 from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
 from vdu.bench.tables import RETRAIN
 from vdu.errors import VduError
-from vdu.recipe import Recipe
+from vdu.training.recipe import Recipe
 
 __all__ = ["measure_oracles"]
 

@@ -17,20 +17,20 @@ import torch
 from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
-from vdu.bayes_target import BayesTarget
-from vdu.denoising import Denoising
+from vdu.diffusion.denoising import Denoising
+from vdu.diffusion.noising import Clean
 from vdu.errors import VduError
-from vdu.gradients import descend
-from vdu.image_set import load_image_set
+from vdu.images.image_set import load_image_set
 from vdu.model_zoo import find_zoo_model
-from vdu.noising import Clean
-from vdu.objective import Objective
+from vdu.objective.bayes_target import BayesTarget
+from vdu.objective.contract import Objective
+from vdu.objective.plasticity import Ascent
+from vdu.objective.stability import OutputStability, WeightStability
 from vdu.output import write_record
-from vdu.plasticity import Ascent
 from vdu.posterior import load_posterior
-from vdu.preparation import Preparation
+from vdu.preparation.preparation import Preparation
 from vdu.seeding import generator
-from vdu.stability import OutputStability, WeightStability
+from vdu.weights.gradients import descend
 
 __all__ = ["run_step_cost"]
 

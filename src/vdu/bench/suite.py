@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vdu.errors import VduError, nearest
+from vdu.evaluation.prompt_attack import AttackBudget
 from vdu.methods import find_method, make_settings
 from vdu.model_zoo import ZooModel, find_zoo_model
-from vdu.prompt_attack import AttackBudget
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE
 from vdu.settings_file import checked, read_toml
 

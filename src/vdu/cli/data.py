@@ -27,7 +27,7 @@ def data_prepare(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the first training images of a class as PNG files, for `vdu unlearn --forget`."""
-    from vdu.forget_folder import prepare_forget_folder
+    from vdu.corpora.forget_folder import prepare_forget_folder
 
     made = prepare_forget_folder(corpus, data, class_, out, count=count, size=size, overwrite=overwrite)
     typer.echo(f"{made['images']} images of {class_ or 'each class'}: {out}")

@@ -33,13 +33,13 @@ def _save(
 
 def apply_command(model: Model, delta: Delta, out: Out, config: Config = None, overwrite: Overwrite = False) -> None:
     """Make the unlearned pipeline from the original MODEL and a DELTA."""
-    from vdu.delta import apply_delta
+    from vdu.weights.delta import apply_delta
 
     _save(model, delta, out, overwrite, config, apply_delta)
 
 
 def revert_command(model: Model, delta: Delta, out: Out, config: Config = None, overwrite: Overwrite = False) -> None:
     """Make the original pipeline again from the unlearned MODEL and its DELTA."""
-    from vdu.delta import revert_delta
+    from vdu.weights.delta import revert_delta
 
     _save(model, delta, out, overwrite, config, revert_delta)

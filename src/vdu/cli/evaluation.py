@@ -23,13 +23,13 @@ from vdu.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vdu.evaluation import Evaluation
+    from vdu.evaluation.comparison import Evaluation
 
 __all__ = ["evaluate", "print_evaluation", "shipped_judge"]
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    from vdu.report import figure_rows
+    from vdu.report.page import figure_rows
 
     typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
     for row in figure_rows(evaluation.record):
@@ -71,8 +71,8 @@ def evaluate(
 ) -> None:
     """Compare two models on paired samples: PUL, shares, u-FID, KID, precision and recall."""
     from vdu.device import resolve_device
-    from vdu.evaluation import Sampler
-    from vdu.evaluation import evaluate as compare
+    from vdu.evaluation.comparison import Sampler
+    from vdu.evaluation.comparison import evaluate as compare
     from vdu.output import refuse_existing, write_record
 
     if out:

@@ -57,10 +57,10 @@ def posterior_fisher(
 ) -> None:
     """From the diagonal Fisher on the model's own samples: for a model with one checkpoint."""
     from vdu.device import resolve_device
-    from vdu.noising import Clean
+    from vdu.diffusion.noising import Clean
+    from vdu.diffusion.sampling import sample as draw
     from vdu.output import refuse_existing
     from vdu.posterior import from_fisher
-    from vdu.sampling import sample as draw
 
     refuse_existing(out, overwrite)
     backbone = open_model(model, make_prompts(model, None, prompts, None), config, resolve_device(device))

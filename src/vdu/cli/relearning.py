@@ -45,9 +45,9 @@ def relearn_command(
 ) -> None:
     """Train the unlearned model on forget images again: after how many steps is the class back?"""
     from vdu.device import resolve_device
-    from vdu.evaluation import Sampler
+    from vdu.evaluation.comparison import Sampler
+    from vdu.evaluation.relearning import Relearning, relearn
     from vdu.output import refuse_existing, write_record
-    from vdu.relearning import Relearning, relearn
 
     if out:
         refuse_existing(out, overwrite)

@@ -43,8 +43,8 @@ def train(
 
         typer.echo(f"pipeline: {train_text_to_image(read_text_recipe(recipe), data, out)}")
         return
-    from vdu.recipe import read_recipe
-    from vdu.training import train as run
+    from vdu.training.denoiser import train as run
+    from vdu.training.recipe import read_recipe
 
     typer.echo(f"pipeline: {run(read_recipe(recipe, without or ()), data, out)}")
 
@@ -68,8 +68,8 @@ def sample(
     refuse_existing(out, overwrite)
     place = resolve_device(device)
     backbone = open_model(model, make_prompts(model, None, prompts, guidance_scale), config, place)
-    from vdu.grids import image_grid
-    from vdu.sampling import sample as draw
+    from vdu.diffusion.sampling import sample as draw
+    from vdu.images.grids import image_grid
 
     images = backbone.decode(draw(backbone, backbone.network, count, seed, steps=steps))
     with replacing(out) as beside:

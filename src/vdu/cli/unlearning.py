@@ -25,8 +25,8 @@ from vdu.prompts import quoted_prompts
 
 if TYPE_CHECKING:
     from vdu.backbone import Backbone
-    from vdu.detector import Detector
-    from vdu.reference import Reference
+    from vdu.detector.contract import Detector
+    from vdu.evaluation.reference import Reference
     from vdu.result import Result
 
 __all__ = ["parse_settings", "unlearn_command"]
@@ -69,10 +69,10 @@ def _yardstick(
     skip_unreadable: bool,
 ) -> Yardstick:
     """Load the means of measuring; a shipped model brings its own classifier and features."""
-    from vdu.detector import load_detector, most_seen_class
-    from vdu.image_set import load_image_set
+    from vdu.detector.contract import load_detector, most_seen_class
+    from vdu.evaluation.reference import load_reference
+    from vdu.images.image_set import load_image_set
     from vdu.model_zoo import find_zoo_model
-    from vdu.reference import load_reference
     from vdu.result import shipped_detector
 
     zoo = find_zoo_model(model)
@@ -220,7 +220,7 @@ def _tell_outcome(record: dict[str, Any]) -> None:
 def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:
     """Say what had to be converted, and the figures where there is a detector."""
     from vdu.cli.evaluation import print_evaluation
-    from vdu.evaluation import Sampler
+    from vdu.evaluation.comparison import Sampler
 
     for notice in result.forget.notices:
         typer.echo(f"notice: {notice}")

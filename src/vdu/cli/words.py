@@ -27,10 +27,10 @@ def words_command(
     from dataclasses import asdict
 
     from vdu.device import resolve_device
-    from vdu.image_set import load_image_set
+    from vdu.images.image_set import load_image_set
     from vdu.output import refuse_existing, write_record
     from vdu.precision import resolve_precision
-    from vdu.vocabulary import asking_words, refuse_wordless
+    from vdu.text.vocabulary import asking_words, refuse_wordless
 
     if out:
         refuse_existing(out, overwrite)

@@ -35,7 +35,7 @@ def zoo_build(
     """Make a zoo folder from a finished training run; trains the classifier and measures quality."""
     quiet()
     from vdu.output import refuse_existing
-    from vdu.zoo_build import build_zoo_model
+    from vdu.training.zoo_build import build_zoo_model
 
     refuse_existing(out, overwrite, folder=True)
     typer.echo(json.dumps(build_zoo_model(run, data, out)["quality"], indent=1))

@@ -11,7 +11,7 @@ from vdu.corpora.corpus import CorpusFacts, FilesRead
 from vdu.corpora.decoding import decode
 from vdu.errors import VduError
 from vdu.hashing import files_sha256
-from vdu.image_set import SUFFIXES
+from vdu.images.image_set import SUFFIXES
 
 __all__ = ["find_image_folder", "read_image_folder"]
 

@@ -25,8 +25,8 @@ from vdu.methods import (
     vdu_paper,
     vdu_quick,
 )
-from vdu.objective import Method, MethodSettings
-from vdu.parameters import LORA
+from vdu.objective.contract import Method, MethodSettings
+from vdu.weights.parameters import LORA
 
 __all__ = ["METHODS", "find_method", "make_settings"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Fraction, Method, MethodSettings, Objective, Positive
-from vdu.plasticity import Ascent
-from vdu.preparation import Preparation
-from vdu.stability import OutputStability
+from vdu.objective.contract import Fraction, Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Ascent
+from vdu.objective.stability import OutputStability
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.another_prompt import AnotherPrompt
-from vdu.objective import Count, Method, MethodSettings, Objective, Positive
-from vdu.preparation import Preparation
+from vdu.objective.another_prompt import AnotherPrompt
+from vdu.objective.contract import Count, Method, MethodSettings, Objective, Positive
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

@@ -3,8 +3,8 @@
     min_θ L_r(θ)  s.t.  L_f(θ) ≤ min L_f,   L_f = E_{x ~ D_f} ‖ε_θ(x_t, t) − ε'‖², ε' ~ U[0, 1),   L_r = retain loss
     ∇ = g_r + λ g_f,   λ = max(0, η − ⟨g_r, g_f⟩ / ‖g_f‖²) while K inner steps can still lower L_f
 
-Wu et al., arXiv 2401.05779 (see `vdu.bilevel`). Nothing had to be changed for an unconditional model: the wrong
-noise needs no label. The inner steps are plain gradient steps that start afresh each time: no state to reset.
+Wu et al., arXiv 2401.05779 (see `vdu.objective.bilevel`). Nothing had to be changed for an unconditional model: the
+wrong noise needs no label. The inner steps are plain gradient steps that start afresh each time: no state to reset.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.bilevel import Bilevel
-from vdu.denoising import Denoising
-from vdu.objective import Count, Method, MethodSettings, Positive
-from vdu.preparation import Preparation
-from vdu.surrogate import AnotherNoise
+from vdu.diffusion.denoising import Denoising
+from vdu.objective.bilevel import Bilevel
+from vdu.objective.contract import Count, Method, MethodSettings, Positive
+from vdu.objective.surrogate import AnotherNoise
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

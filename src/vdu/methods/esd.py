@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Method, MethodSettings, Objective, Positive
-from vdu.plasticity import Guided
-from vdu.preparation import Preparation
+from vdu.objective.contract import Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Guided
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

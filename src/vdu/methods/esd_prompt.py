@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.denoising import regression_error
-from vdu.noising import Clean, draw
-from vdu.objective import Count, Method, MethodSettings, NotNegative, Objective, Positive
-from vdu.preparation import Preparation
+from vdu.diffusion.denoising import regression_error
+from vdu.diffusion.noising import Clean, draw
+from vdu.objective.contract import Count, Method, MethodSettings, NotNegative, Objective, Positive
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD", "NegativeGuidance"]
 

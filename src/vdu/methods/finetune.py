@@ -11,9 +11,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.denoising import Denoising
-from vdu.objective import Count, Method, MethodSettings, Objective, Positive
-from vdu.preparation import Preparation
+from vdu.diffusion.denoising import Denoising
+from vdu.objective.contract import Count, Method, MethodSettings, Objective, Positive
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Count, Method, MethodSettings, Objective, Positive
-from vdu.plasticity import Ascent
-from vdu.preparation import Preparation
+from vdu.objective.contract import Count, Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Ascent
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

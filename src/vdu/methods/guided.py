@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Fraction, Method, MethodSettings, Objective, Positive
-from vdu.plasticity import Guided
-from vdu.preparation import Preparation
-from vdu.stability import OutputStability
+from vdu.objective.contract import Fraction, Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Guided
+from vdu.objective.stability import OutputStability
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

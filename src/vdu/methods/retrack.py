@@ -3,7 +3,8 @@
     L = λ E_{x ~ D_f} Σ_k w_k ‖ε_θ(x_t, t) − e_k‖² + (1 − λ) E_{x ~ D_r} ‖y − f_θ(x_t, t)‖²,   w = softmax_k(−½‖e_k‖²)
 
 ``e_k`` is the noise that leads from the k-th nearest retained image to ``x_t``. Shi et al., arXiv 2509.13007 (see
-`vdu.redirection`); made for unconditional models, nothing changed. λ is small because ``e_k`` is large at small t.
+`vdu.objective.redirection`); made for unconditional models, nothing changed. λ is small because ``e_k`` is large at
+small t.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.denoising import Denoising
-from vdu.objective import Count, Method, MethodSettings, Objective, Positive
-from vdu.preparation import Preparation
-from vdu.redirection import Redirection
+from vdu.diffusion.denoising import Denoising
+from vdu.objective.contract import Count, Method, MethodSettings, Objective, Positive
+from vdu.objective.redirection import Redirection
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

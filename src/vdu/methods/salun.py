@@ -19,15 +19,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vdu.another_prompt import AnotherPrompt
 from vdu.backbone import Backbone
-from vdu.denoising import Denoising
-from vdu.noising import Clean
-from vdu.objective import Count, Method, MethodSettings, NotNegative, Objective, Positive
-from vdu.plasticity import Ascent, Term
-from vdu.preparation import Preparation
-from vdu.saliency import SaliencyMask, forget_gradient
-from vdu.surrogate import AnotherImage, one_of
+from vdu.diffusion.denoising import Denoising
+from vdu.diffusion.noising import Clean
+from vdu.objective.another_prompt import AnotherPrompt
+from vdu.objective.contract import Count, Method, MethodSettings, NotNegative, Objective, Positive
+from vdu.objective.plasticity import Ascent, Term
+from vdu.objective.saliency import SaliencyMask, forget_gradient
+from vdu.objective.surrogate import AnotherImage, one_of
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

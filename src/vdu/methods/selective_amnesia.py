@@ -5,7 +5,7 @@
 F_i = E (∂/∂θ_i Σ_pixels (ε − ε_θ)²)² over the replayed samples, one gradient per sample; D dimensions, since the
 published losses are sums over them and these are means. Heng & Soh, arXiv 2305.10120. Changed for an unconditional
 model, which has no label to tie the surrogate to or to draw the other classes by: the surrogate is tied to the noised
-forget images (`AnotherImage`), and the discriminator picks the samples to replay (`vdu.replay`).
+forget images (`AnotherImage`), and the discriminator picks the samples to replay (`vdu.objective.replay`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vdu.denoising import Denoising
-from vdu.objective import Count, Method, MethodSettings, NotNegative, Objective, Positive
+from vdu.diffusion.denoising import Denoising
+from vdu.objective.contract import Count, Method, MethodSettings, NotNegative, Objective, Positive
+from vdu.objective.replay import replayed_samples
+from vdu.objective.stability import WeightStability
+from vdu.objective.surrogate import AnotherImage, uniform_images
 from vdu.posterior import Posterior, squared_gradients
-from vdu.preparation import Preparation
-from vdu.replay import replayed_samples
-from vdu.stability import WeightStability
-from vdu.surrogate import AnotherImage, uniform_images
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD", "fisher_penalty"]
 

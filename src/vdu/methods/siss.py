@@ -2,8 +2,8 @@
 
     ∇ = ∇ w_x ‖ε_θ(m) − ε_x‖² − s ∇ w_a ‖ε_θ(m) − ε_a‖²,   m ~ (1 − λ) q(·|x) + λ q(·|a),   x ~ D_r, a ~ D_f
 
-s holds the ascent at a share of the descent in norm. Alberti et al., arXiv 2503.01034 (see `vdu.subtracted_scores`);
-made for unconditional models, nothing changed.
+s holds the ascent at a share of the descent in norm. Alberti et al., arXiv 2503.01034 (see
+`vdu.objective.subtracted_scores`); made for unconditional models, nothing changed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Count, Method, MethodSettings, Positive
-from vdu.preparation import Preparation
-from vdu.subtracted_scores import SubtractedScores
+from vdu.objective.contract import Count, Method, MethodSettings, Positive
+from vdu.objective.subtracted_scores import SubtractedScores
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

@@ -1,4 +1,4 @@
-"""`uce`: the concept's words are given an anchor prompt's keys and values, in closed form (`vdu.closed_form`).
+"""`uce`: the concept's words are given an anchor prompt's keys and values, in closed form (`vdu.text.closed_form`).
 
 Gandikota et al., arXiv 2308.14761. From words alone: only the guard, where wanted, looks at the images.
 """
@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
-from vdu.closed_form import ERASE, HOLD, KEEP, KEYS_AND_VALUES, ClosedForm
 from vdu.errors import VduError
-from vdu.objective import Direction, Method, MethodSettings, NotNegative, Positive
-from vdu.preparation import Preparation
+from vdu.objective.contract import Direction, Method, MethodSettings, NotNegative, Positive
+from vdu.preparation.preparation import Preparation
+from vdu.text.closed_form import ERASE, HOLD, KEEP, KEYS_AND_VALUES, ClosedForm
 
 __all__ = ["METHOD"]
 

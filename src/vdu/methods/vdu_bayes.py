@@ -1,13 +1,13 @@
 """`vdu`, the default: the Bayes target on forget images (plasticity) and on the model's own samples (stability).
 
 Needs the forget images only. How often and where the model makes the undesired is estimated without labels
-(`vdu.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly is missed,
-and a hundred steps reach only a part of the target. Where noise leaves many of the model's own samples possible, they
-say what is undesired and which way leads from it, without a strength; where a picture shows the undesired plainly, they
-are what is left (`vdu.retained_samples`). Neither with text, since they know nothing of a prompt. A model that takes
-text begins where the words that it was given have the empty prompt's keys and values (`vdu.closed_form`) and learns
-that they say nothing (`vdu.asking`). Given none, it is first asked what prompts would bring the forget images
-(`vdu.inversion`), and what is made of neutral prompts may tell the words.
+(`vdu.preparation.responsibility`); ``--share`` sets the level. ``strength`` is over 1 since what the model draws badly
+is missed, and a hundred steps reach only a part of the target. Where noise leaves many of the model's own samples
+possible, they say what is undesired and which way leads from it, without a strength; where a picture shows the
+undesired plainly, they are what is left (`vdu.preparation.retained_samples`). Neither with text, since they know
+nothing of a prompt. A model that takes text begins where the words that it was given have the empty prompt's keys and
+values (`vdu.text.closed_form`) and learns that they say nothing (`vdu.text.asking`). Given none, it is first asked what
+prompts would bring the forget images (`vdu.text.inversion`), and what is made of neutral prompts may tell the words.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import nn
 
-from vdu.bayes_target import BayesTarget, guided_until
+from vdu.diffusion.noised_bank import NoisedBank
 from vdu.errors import VduError
-from vdu.noised_bank import NoisedBank
-from vdu.objective import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Samples
-from vdu.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
+from vdu.objective.bayes_target import BayesTarget, guided_until
+from vdu.objective.contract import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Samples
+from vdu.preparation.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
 
 __all__ = ["METHOD"]
 

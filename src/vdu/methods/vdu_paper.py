@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from vdu.objective import Count, Method, MethodSettings, Objective, Positive
-from vdu.plasticity import Ascent
-from vdu.preparation import Preparation
-from vdu.stability import WeightStability
+from vdu.objective.contract import Count, Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Ascent
+from vdu.objective.stability import WeightStability
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

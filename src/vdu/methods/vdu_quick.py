@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from vdu.methods import vdu_bayes
-from vdu.objective import Count, Method, Objective, Samples
-from vdu.preparation import Preparation
+from vdu.objective.contract import Count, Method, Objective, Samples
+from vdu.preparation.preparation import Preparation
 
 __all__ = ["METHOD"]
 

@@ -15,14 +15,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from vdu.augmentation import mirrored
-from vdu.averaged_training import TrainingRun, train_with_average
-from vdu.image_set import to_bytes
+from vdu.images.augmentation import mirrored
+from vdu.images.image_set import to_bytes
 from vdu.output import replacing
 from vdu.precision import autocast
-from vdu.schedules import cosine_to_zero
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
+from vdu.training.averaged_training import TrainingRun, train_with_average
+from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["decode_latents", "encode_images", "train_autoencoder"]
 

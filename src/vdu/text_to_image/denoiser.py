@@ -16,15 +16,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from vdu.attention import write_out_attention
-from vdu.averaged_training import train_with_average
+from vdu.backbone.attention import write_out_attention
 from vdu.corpora.emoji import Emoji
+from vdu.diffusion.training_loss import training_loss
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.templates import caption
-from vdu.training import checkpoint_writer, cycled_learning_rate, training_run
-from vdu.training_loss import training_loss
+from vdu.training.averaged_training import train_with_average
+from vdu.training.denoiser import checkpoint_writer, cycled_learning_rate, training_run
 
 __all__ = ["Denoiser", "train_denoiser"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdu.classifier import save_classifier, train_classifier
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
+from vdu.detector.classifier import save_classifier, train_classifier
 from vdu.text_to_image.recipe import TextRecipe
 
 __all__ = ["CLASSES", "domain_corpus", "seen", "train_evaluator"]

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vdu.bounds import Count, Fraction, NotNegative, Positive, Seed
-from vdu.classifier import ClassifierSettings
+from vdu.detector.classifier import ClassifierSettings
 from vdu.errors import VduError
-from vdu.recipe import RECIPES, Training, check_noise, check_shape, made
 from vdu.settings_file import checked, read_toml
+from vdu.training.recipe import RECIPES, Training, check_noise, check_shape, made
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig

@@ -14,7 +14,7 @@ from vdu.text_to_image.denoiser import Denoiser, train_denoiser
 from vdu.text_to_image.evaluators import CLASSES, train_evaluator
 from vdu.text_to_image.recipe import TextRecipe
 from vdu.text_to_image.tokenizer import make_tokenizer
-from vdu.training import write_provenance
+from vdu.training.denoiser import write_provenance
 
 __all__ = ["train_text_to_image"]
 

@@ -1,0 +1,210 @@
+"""`vdu evaluate`: original and unlearned model sampled with equal seeds, judged by a detector, as one dictionary.
+
+Every figure's meaning stands in `vdu.evaluation.metrics`. What could not be measured is None, never a default.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
+from vdu.detector.contract import Detection, Detector, DetectorSource, load_detector
+from vdu.diffusion.sampling import DEFAULT_STEPS, SAMPLER, sample
+from vdu.errors import VduError
+from vdu.evaluation import metrics
+from vdu.evaluation.reference import Reference, load_reference
+from vdu.precision import resolve_precision
+from vdu.provenance import made_by
+
+__all__ = ["Evaluation", "Sampler", "evaluate", "figures", "load_alike"]
+
+DISTANCES = ("u_fid", "kid", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How evaluation samples are made; the solver is `vdu.diffusion.sampling`'s."""
+
+    steps: int = DEFAULT_STEPS
+    precision: str = "auto"
+    seed: int = 1000
+    count: int = 2000
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.count < 2 or self.steps < 1:
+            raise VduError(f"{self.count} samples in {self.steps} steps measure nothing: take 2 in 1 step, or more")
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it, with the precision that ``auto`` stands for."""
+        return {"name": SAMPLER, "steps": self.steps, "precision": resolve_precision(self.precision, self.device)}
+
+    def draw(self, backbone: Backbone, network: nn.Module | None = None) -> Tensor:
+        """Pictures ``(count, C, H, W)`` in [-1, 1] on the CPU; of ``network`` where it is not the backbone's own."""
+        network, steps = network or backbone.network, self.steps
+        with placed(network, self.device):
+            return backbone.decode(
+                sample(backbone, network, self.count, self.seed, steps=steps, precision=self.precision)
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The record (JSON-able), both sample sets, and which originals were of the target."""
+
+    record: dict[str, Any]
+    before: Tensor
+    after: Tensor
+    marks: list[bool]
+
+
+def _share(flags: Tensor) -> dict[str, float | None]:
+    return asdict(metrics.share_interval(flags))
+
+
+def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rejects: bool) -> dict[str, Any]:
+    """PUL, shares, shift: from class indices ``(N,)`` of paired samples; "none" only where the detector can say so."""
+    nothing = asdict(metrics.Interval(None, None, None))
+    shares_before, shares_after = (metrics.class_shares(x, classes) for x in (before, after))
+    kept = [i for i in range(classes) if i != target]
+    return {
+        "pul": asdict(metrics.pul(before == target, after == target)),
+        "count_before": int((before == target).sum()),
+        "count_after": int((after == target).sum()),
+        "share_before": _share(before == target),
+        "share_after": _share(after == target),
+        "share_none_before": _share(before < 0) if rejects else nothing,
+        "share_none": _share(after < 0) if rejects else nothing,
+        "share_retained_before": _share((before != target) & (before >= 0)),
+        "share_retained": _share((after != target) & (after >= 0)),
+        "shares_before": shares_before,
+        "shares_after": shares_after,
+        "total_variation": metrics.total_variation([shares_before[i] for i in kept], [shares_after[i] for i in kept]),
+        "changed": metrics.paired_changes(before, after, target),
+    }
+
+
+def _retained(detection: Detection, target: int) -> Tensor | None:
+    """Features ``(N, D)`` of the samples that are not of the target."""
+    return None if detection.features is None else detection.features[detection.predicted != target]
+
+
+def _distances(samples: metrics.Features, real: metrics.Features, drawn: metrics.Features) -> dict[str, float | None]:
+    """The four figures of one model's samples; ``drawn``: as many of ``real``, for precision and recall."""
+    found = (
+        metrics.frechet_distance(samples, real),
+        metrics.kernel_distance(samples, real),
+        *metrics.precision_recall(samples, drawn),
+    )
+    return dict(zip(DISTANCES, found, strict=True))
+
+
+def _feature_figures(
+    before: Detection, after: Detection, oracle: Detection | None, reference: Reference | None, target: int
+) -> dict[str, float | None]:
+    """u-FID, KID, precision, recall of what is not of the target, original and unlearned alike; the oracle's u-FID.
+
+    The Fréchet distance of few samples is too large, so all are measured on the first ``u_fid_samples`` retained ones,
+    as many as the model with the fewest has.
+    """
+    names = (*DISTANCES, *(f"{name}_original" for name in DISTANCES), "u_fid_oracle", "u_fid_samples")
+    figures: dict[str, float | None] = dict.fromkeys(names)
+    seen = [after, before] if oracle is None else [after, before, oracle]
+    sets = [kept for detection in seen if (kept := _retained(detection, target)) is not None]
+    count = min((len(kept) for kept in sets), default=0)
+    if reference is None or len(sets) < len(seen) or count < metrics.FEWEST_SAMPLES:
+        return figures
+    if not all(bool(kept[:count].isfinite().all()) for kept in sets):  # of a model that makes NaN
+        return figures
+    real = metrics.Features(reference.retained(target))
+    first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
+    figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}
+    figures |= {f"{name}_original": value for name, value in _distances(first[1], real, drawn).items()}
+    return figures | {"u_fid_oracle": metrics.frechet_distance(first[2], real) if oracle is not None else None}
+
+
+def figures(
+    before: Detection,
+    after: Detection,
+    target: int,
+    classes: int,
+    reference: Reference | None = None,
+    rejects: bool = True,
+    oracle: Detection | None = None,
+) -> dict[str, Any]:
+    """All figures of the protocol from two detections of paired samples and, where there is one, the oracle's.
+
+    ``rejects``: as of `Detector`.
+    """
+    shares = _class_figures(before.predicted, after.predicted, target, classes, rejects)
+    return shares | _feature_figures(before, after, oracle, reference, target)
+
+
+def evaluate(
+    original: Any,
+    unlearned: Any,
+    detector: DetectorSource,
+    target: str,
+    *,
+    reference: str | Path | Reference | None = None,
+    oracle: Any = None,
+    sampler: Sampler | None = None,
+    before: Tensor | None = None,
+) -> Evaluation:
+    """Compare two models (pipelines, folders or `Backbone`s) on ``sampler.count`` paired samples.
+
+    ``before`` takes the original's samples where they are already made with the same sampler. Raises `VduError` for an
+    unknown class, models of different shape, a reference of another extractor, or an oracle without a reference.
+    """
+    started, sampler, judge = time.monotonic(), sampler or Sampler(), load_detector(detector)
+    first = original if isinstance(original, Backbone) else load_backbone(original)
+    second, third = load_alike(first, unlearned), None if oracle is None else load_alike(first, oracle)
+    index = judge.class_index(target)
+    if isinstance(reference, (str, Path)):
+        reference = load_reference(Path(reference), judge, first.shape)
+    if third is not None and reference is None:
+        raise VduError("an oracle is measured by its distance to real images: give --reference")
+    before = sampler.draw(first) if before is None else before
+    record = _heading(first, second, judge, target, sampler, reference)
+    after = sampler.draw(second)
+    seen = judge(before), judge(after)
+    ideal = None if third is None else judge(sampler.draw(third))
+    record |= figures(*seen, index, len(judge.class_names), reference, judge.rejects, ideal)
+    record["seconds"] = round(time.monotonic() - started, 2)
+    return Evaluation(record, before, after, (seen[0].predicted == index).tolist())
+
+
+def load_alike(first: Backbone, model: Any) -> Backbone:
+    """A model that is to be sampled as ``first`` is. Raises `VduError` where its images have another shape."""
+    second = model if isinstance(model, Backbone) else load_backbone(model, first.prompts)
+    if first.shape != second.shape:
+        raise VduError(f"the models make images of different shape: {first.shape} and {second.shape}")
+    return second
+
+
+def _heading(
+    first: Backbone, second: Backbone, judge: Detector, target: str, sampler: Sampler, reference: Reference | None
+) -> dict[str, Any]:
+    extractor = None
+    if reference is not None:
+        dimensions, count = reference.features.shape[1], len(reference.features)
+        extractor = {"name": judge.name, "sha256": judge.sha256, "dimensions": dimensions, "reference_images": count}
+    return {
+        "schema": 1,
+        "original_sha256": weights_sha256(first.network),
+        "unlearned_sha256": weights_sha256(second.network),
+        "target": target,
+        "samples": sampler.count,
+        "seed": sampler.seed,
+        "sampler": sampler.record(),
+        "prompts": asdict(first.prompts) if first.prompts else None,
+        "detector": judge.record(),
+        "class_names": list(judge.class_names),
+        "extractor": extractor,
+        **made_by(),
+    }

@@ -1,0 +1,1 @@
+"""Pre-training of the shipped unconditional models, from recipes."""
