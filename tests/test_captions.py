@@ -10,9 +10,9 @@ from tiny_stable_diffusion import CAPTIONS, unlearned, write_captions
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
-from vdu.images.captions import forget_captions
 from vdu.images.image_set import load_image_set
 from vdu.prompts import Prompts
+from vdu.text.captions import forget_captions
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 

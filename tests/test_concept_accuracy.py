@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vdu import VduError
+from vdu.concept_prompts import asking_for, of_kind, read_concept_prompts
 from vdu.evaluation.concept_accuracy import Classes, accuracies
-from vdu.evaluation.concept_prompts import asking_for, of_kind, read_concept_prompts
 
 CLASSES = {"style": ("noto", "twemoji"), "object": ("fruit", "face")}
 

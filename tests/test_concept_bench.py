@@ -13,11 +13,11 @@ from vdu import VduError
 from vdu.backbone import load_backbone
 from vdu.bench.runner import Worker, run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
+from vdu.concept_prompts import ConceptPrompt, read_concept_prompts, spread
 from vdu.detector.classifier import Classifier, ClassifierCard, save_classifier
 from vdu.detector.contract import load_detector
 from vdu.evaluation.concept_attack import _chosen, _one_a_prompt
 from vdu.evaluation.concept_evaluation import evaluate_concept
-from vdu.evaluation.concept_prompts import ConceptPrompt, read_concept_prompts, spread
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic

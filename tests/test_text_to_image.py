@@ -18,16 +18,17 @@ from vdu.corpora.emoji import KINDS, STYLES, prepare_emoji, read_emoji
 from vdu.errors import VduError
 from vdu.model_zoo import find_zoo_model
 from vdu.seeding import generator
-from vdu.text_to_image.autoencoder import decode_latents, encode_images
-from vdu.text_to_image.evaluators import CLASSES, domain_corpus, seen, train_evaluator
-from vdu.text_to_image.prompt_set import judged_objects
-from vdu.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recipe
-from vdu.text_to_image.templates import FORMS, PARAPHRASES, caption
-from vdu.text_to_image.tokenizer import make_tokenizer
-from vdu.text_to_image.training import train_text_to_image
 from vdu.training.recipe import RECIPES
+from vdu.training.text_to_image.autoencoder import decode_latents, encode_images
+from vdu.training.text_to_image.evaluators import CLASSES, domain_corpus, seen, train_evaluator
+from vdu.training.text_to_image.prompt_set import judged_objects
+from vdu.training.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recipe
+from vdu.training.text_to_image.templates import FORMS, PARAPHRASES, caption
+from vdu.training.text_to_image.tokenizer import make_tokenizer
+from vdu.training.text_to_image.training import train_text_to_image
 from vdu.training.zoo_build import build_zoo_model
 
+EVALUATORS = "vdu.training.text_to_image.evaluators"
 SUBGROUPS = {"face": "face-smiling"} | {kind: name for kind, name in KINDS.items() if kind != "face"}
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal")
 
@@ -174,9 +175,10 @@ def test_the_style_judge_learns_every_picture_also_as_the_autoencoder_gives_it_b
     assert torch.equal(both.images[count:], decoded[index])
     learned = {}
     monkeypatch.setattr(
-        "vdu.text_to_image.evaluators.train_classifier", lambda *a: learned.update({a[0].class_names: a[:2]}) or (0, 0)
+        "vdu.training.text_to_image.evaluators.train_classifier",
+        lambda *a: learned.update({a[0].class_names: a[:2]}) or (0, 0),
     )
-    monkeypatch.setattr("vdu.text_to_image.evaluators.save_classifier", lambda *a: None)
+    monkeypatch.setattr("vdu.training.text_to_image.evaluators.save_classifier", lambda *a: None)
     for domain in CLASSES:
         train_evaluator(recipe, emoji, decoded, domain, tmp_path)
     assert [len(train.images) for train, _ in learned.values()] == [
@@ -190,7 +192,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(recipe, corpus, run,
     class StoppedError(Exception):
         pass
 
-    import vdu.text_to_image.denoiser as denoiser
+    import vdu.training.text_to_image.denoiser as denoiser
 
     whole, calls = denoiser._loss, []
 
@@ -262,7 +264,7 @@ def test_the_pipeline_is_an_ordinary_one(run):
 
 
 def test_the_zoo_folder_has_judges_prompts_and_images_that_may_be_passed_on(run, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("vdu.text_to_image.prompt_set.JUDGED_PER_KIND", 1)
+    monkeypatch.setattr("vdu.training.text_to_image.prompt_set.JUDGED_PER_KIND", 1)
     provenance = build_zoo_model(run, corpus, tmp_path / "emoji")
     out = tmp_path / "emoji"
     rows = list(csv.DictReader((out / "prompts.csv").open()))

@@ -16,9 +16,9 @@ from vdu import VduError
 from vdu.backbone import weights_sha256
 from vdu.corpora import Corpus, load_corpus
 from vdu.model_zoo import find_zoo_model
-from vdu.text_to_image.recipe import is_text_recipe
 from vdu.training.denoiser import train
 from vdu.training.recipe import RECIPES, Recipe, read_recipe
+from vdu.training.text_to_image.recipe import is_text_recipe
 from vdu.weights.checkpoint import save_state
 
 

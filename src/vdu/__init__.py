@@ -2,17 +2,18 @@
 
 Variational Diffusion Unlearning: Panda et al., arXiv 2510.04058. Everything heavy is imported on first use.
 
-The way that data takes; nothing imports from further down:
+The way that data takes; nothing imports from further down (`tests/test_layers.py`):
 
     images, backbone      pictures as tensors; diffusers' pipelines behind one contract
     diffusion, weights    times, noise, losses, samples; parameters and the forms in which they are stored
-    detector, posterior   what judges a picture; p(θ|D)
+    corpora, detector     labelled images; what judges a picture
+    posterior             p(θ|D)
     text, preparation     what is found out about original and forget images before training
     objective, methods    plasticity and stability; one short file a method
-    loop, guard           training, checks, rollback
-    unlearning, result    `vdu.unlearn` and what it hands back
+    guard, loop           checks and rollback; training
     evaluation, report    figures and what people read of them
-    corpora, training, text_to_image, zoo    the shipped models, and how they were made
+    unlearning, result    `vdu.unlearn` and what it hands back
+    training, zoo         how the shipped models are made; the models
     bench, cli            suites and tables; the command line
 """
 

@@ -11,10 +11,10 @@ from vdu.backbone.teacher import Teacher, load_teacher
 from vdu.detector.contract import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.diffusion.noising import Clean
 from vdu.errors import VduError
-from vdu.images.captions import forget_captions, retain_captions
 from vdu.images.image_set import ImageSet, load_image_set
 from vdu.posterior import Posterior, load_posterior
 from vdu.prompts import Prompts
+from vdu.text.captions import forget_captions, retain_captions
 
 __all__ = ["Given", "Inputs", "read_inputs"]
 

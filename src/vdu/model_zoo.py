@@ -8,7 +8,7 @@ forget/<class>/*.png     images to forget, where the corpus may be passed on
 
 A text-to-image model has, in place of classifier/ and the reference, a detector for each domain of its concepts:
 style-classifier/, object-classifier/
-prompts.csv              what it is judged by (`vdu.evaluation.concept_prompts`)
+prompts.csv              what it is judged by (`vdu.concept_prompts`)
 neutral.txt              what it must go on making, one prompt a line
 """
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vdu.concept_prompts import DOMAINS
 from vdu.errors import VduError, nearest
-from vdu.evaluation.concept_prompts import DOMAINS
 from vdu.prompts import Prompts, read_prompts
 
 __all__ = ["ZooModel", "find_zoo_model", "named_model", "zoo_models"]

@@ -13,12 +13,12 @@ from PIL import Image
 
 from vdu.backbone import load_backbone
 from vdu.bench.suite import ConceptPlan, Run, Suite, zoo_model
+from vdu.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts, spread
 from vdu.detector.contract import load_detector
 from vdu.device import resolve_device
 from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import sample
 from vdu.evaluation.concept_evaluation import ConceptEvaluation, evaluate_concept
-from vdu.evaluation.concept_prompts import ConceptPrompt, asking_for, of_kind, read_concept_prompts, spread
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.evaluation.prompt_attack import require_room
 from vdu.images.grids import before_after

@@ -34,12 +34,12 @@ def train(
     """Train a model from a recipe, with the checkpoints that its posterior is made of."""
     quiet()
     from vdu.errors import VduError
-    from vdu.text_to_image.recipe import is_text_recipe, read_text_recipe
+    from vdu.training.text_to_image.recipe import is_text_recipe, read_text_recipe
 
     if is_text_recipe(recipe):
         if without:
             raise VduError(f"recipe {recipe} is of a model with text, which has no oracle yet: leave --without out")
-        from vdu.text_to_image.training import train_text_to_image
+        from vdu.training.text_to_image.training import train_text_to_image
 
         typer.echo(f"pipeline: {train_text_to_image(read_text_recipe(recipe), data, out)}")
         return

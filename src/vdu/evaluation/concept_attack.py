@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from vdu.backbone import Backbone
-from vdu.evaluation.concept_prompts import ConceptPrompt, spread
+from vdu.concept_prompts import ConceptPrompt, spread
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.evaluation.prompt_attack import AttackBudget, attack
 

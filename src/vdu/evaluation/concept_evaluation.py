@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from vdu.backbone import Backbone, weights_sha256
+from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.errors import VduError
 from vdu.evaluation import metrics
 from vdu.evaluation.concept_accuracy import Classes, accuracies, unlearning_accuracy
 from vdu.evaluation.concept_attack import UNDER_ATTACK, judged_attack
-from vdu.evaluation.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.evaluation.prompt_attack import AttackBudget
 from vdu.provenance import made_by

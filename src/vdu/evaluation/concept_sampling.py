@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone, placed
+from vdu.concept_prompts import DOMAINS, ConceptPrompt
 from vdu.detector.contract import Detector
 from vdu.diffusion.sampling import SAMPLER, sample
 from vdu.errors import VduError, nearest
-from vdu.evaluation.concept_prompts import DOMAINS, ConceptPrompt
 from vdu.precision import resolve_precision
 from vdu.prompts import DEFAULT_GUIDANCE_SCALE, Prompts
 

@@ -1,1 +1,1 @@
-"""Pre-training of the shipped unconditional models, from recipes."""
+"""Pre-training of the shipped models, from recipes: unconditional ones here, text-to-image ones in their package."""

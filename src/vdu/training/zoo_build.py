@@ -27,9 +27,9 @@ from vdu.output import replacing
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.settings_file import checked
-from vdu.text_to_image.zoo_build import fill_text_to_image_zoo
 from vdu.training.denoiser import checkpoint_path
 from vdu.training.recipe import Recipe
+from vdu.training.text_to_image.zoo_build import fill_text_to_image_zoo
 from vdu.weights.half_precision import write_half_precision
 
 __all__ = ["build_zoo_model"]

@@ -21,10 +21,10 @@ from vdu.corpora.emoji import Emoji
 from vdu.diffusion.training_loss import training_loss
 from vdu.precision import autocast
 from vdu.seeding import generator
-from vdu.text_to_image.recipe import TextRecipe
-from vdu.text_to_image.templates import caption
 from vdu.training.averaged_training import train_with_average
 from vdu.training.denoiser import checkpoint_writer, cycled_learning_rate, training_run
+from vdu.training.text_to_image.recipe import TextRecipe
+from vdu.training.text_to_image.templates import caption
 
 __all__ = ["Denoiser", "train_denoiser"]
 

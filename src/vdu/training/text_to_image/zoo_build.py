@@ -13,14 +13,14 @@ from typing import Any
 from PIL import Image
 
 from vdu.backbone import load_backbone
+from vdu.concept_prompts import of_kind, read_concept_prompts
 from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector.contract import load_detector
-from vdu.evaluation.concept_prompts import of_kind, read_concept_prompts
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.settings_file import checked
-from vdu.text_to_image.evaluators import CLASSES
-from vdu.text_to_image.prompt_set import judged_objects, write_prompts
-from vdu.text_to_image.recipe import TextRecipe
+from vdu.training.text_to_image.evaluators import CLASSES
+from vdu.training.text_to_image.prompt_set import judged_objects, write_prompts
+from vdu.training.text_to_image.recipe import TextRecipe
 from vdu.weights.half_precision import write_half_precision
 
 __all__ = ["fill_text_to_image_zoo"]

@@ -20,8 +20,8 @@ from vdu.images.image_set import to_bytes
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.seeding import generator
-from vdu.text_to_image.recipe import AutoencoderTraining, TextRecipe
 from vdu.training.averaged_training import TrainingRun, train_with_average
+from vdu.training.text_to_image.recipe import AutoencoderTraining, TextRecipe
 from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["decode_latents", "encode_images", "train_autoencoder"]

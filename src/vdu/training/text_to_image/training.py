@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vdu.corpora.emoji import read_emoji
 from vdu.output import replacing
-from vdu.text_to_image.autoencoder import decode_latents, encode_images, train_autoencoder
-from vdu.text_to_image.denoiser import Denoiser, train_denoiser
-from vdu.text_to_image.evaluators import CLASSES, train_evaluator
-from vdu.text_to_image.recipe import TextRecipe
-from vdu.text_to_image.tokenizer import make_tokenizer
 from vdu.training.denoiser import write_provenance
+from vdu.training.text_to_image.autoencoder import decode_latents, encode_images, train_autoencoder
+from vdu.training.text_to_image.denoiser import Denoiser, train_denoiser
+from vdu.training.text_to_image.evaluators import CLASSES, train_evaluator
+from vdu.training.text_to_image.recipe import TextRecipe
+from vdu.training.text_to_image.tokenizer import make_tokenizer
 
 __all__ = ["train_text_to_image"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
 from vdu.detector.classifier import save_classifier, train_classifier
-from vdu.text_to_image.recipe import TextRecipe
+from vdu.training.text_to_image.recipe import TextRecipe
 
 __all__ = ["CLASSES", "domain_corpus", "seen", "train_evaluator"]
 

@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
-from vdu.text_to_image.templates import OBJECT_ALONE, PARAPHRASES, PLAIN, written
+from vdu.training.text_to_image.templates import OBJECT_ALONE, PARAPHRASES, PLAIN, written
 
 __all__ = ["judged_objects", "write_prompts"]
 
