@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vdu.bench.suite import read_suite
+from vdu.bench.suite import read_suite, require_inputs
 from vdu.bench.tables import render
 from vdu.errors import VduError
 
@@ -29,6 +29,12 @@ def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
     bad.write_text(bad.read_text().replace('"x"', '"3"') + 'targets = ["8"]\n')
     with pytest.raises(VduError, match="the target '8' of a method"):
         read_suite(str(bad))
+
+
+def test_a_suite_that_takes_more_forget_images_than_there_are_says_how_to_make_them():
+    with pytest.raises(VduError, match=r"takes 500 forget images of class 3, there are 100: give --forget FORGET.*500"):
+        require_inputs(read_suite("mnist-forget-images"))
+    require_inputs(read_suite("mnist-digits"))
 
 
 def test_tables_are_made_from_result_files(tmp_path):
