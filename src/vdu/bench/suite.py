@@ -163,7 +163,7 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
 
 
 def require_inputs(suite: Suite) -> None:
-    """Raises `VduError` where a target has no or too few forget images or checkpoints lack, and says how to get them."""
+    """Raises `VduError` where forget images or checkpoints lack or are too few, and says how to come by them."""
     zoo = zoo_model(suite)
     _require_checkpoints(suite, zoo)
     most = max(arm.forget_images or 1 for arm in suite.methods.values())
@@ -172,10 +172,8 @@ def require_inputs(suite: Suite) -> None:
         if not count:
             raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo)}")
         if count < most:
-            advice = f"give --forget FORGET, which vdu data prepare makes with --count {most}"
-            raise VduError(
-                f"suite {suite.name} takes {most} forget images of class {target}, there are {count}: {advice}"
-            )
+            how = f"give --forget FORGET, which vdu data prepare makes with --count {most}"
+            raise VduError(f"suite {suite.name} takes {most} forget images of class {target}, there are {count}: {how}")
 
 
 def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
