@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused_before_the_work(forget, pipeline, folder, tmp
     assert "--set parameters=lora" in err
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(VduError, match=re.escape("pip install 'vdu[lora]'")):
+    with pytest.raises(VduError, match=re.escape("pip install peft")):
         unlearned(pipeline, folder, settings=LORA, on_stage=lambda _: pytest.fail("the work began"))
 
 

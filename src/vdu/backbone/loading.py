@@ -69,7 +69,7 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
     except VduError:
         raise
     except ImportError as error:
-        raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
+        raise VduError(f"{path} needs the transformers package: pip install transformers") from error
     except Exception as error:
         said = in_one_line(error)
         wanted = "it must be whole, with its weights as safetensors"

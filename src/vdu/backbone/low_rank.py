@@ -30,7 +30,7 @@ def add_adapters(network: nn.Module, rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise VduError("a LoRA needs peft: pip install 'vdu[lora]'") from error
+        raise VduError("a LoRA needs peft: pip install peft") from error
     if not any(name.endswith(PROJECTIONS) for name, _ in network.named_modules()):
         raise VduError(f"a {type(network).__name__} without attention has no place for a LoRA: choose other parameters")
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(PROJECTIONS))

@@ -170,7 +170,7 @@ def _converted(path: Path, family: _Family, config: Path, dtype: torch.dtype) ->
             str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **options
         )
     except ImportError as error:
-        raise VduError(f"{path} needs the transformers package: pip install 'vdu[transformers]'") from error
+        raise VduError(f"{path} needs the transformers package: pip install transformers") from error
     except Exception as error:
         raise VduError(f"{misfit} ({in_one_line(error)})") from error
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}

@@ -27,7 +27,7 @@ def _connect(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise VduError("--cluster needs Ray: pip install 'vdu[cluster]'") from error
+        raise VduError("--cluster needs Ray: pip install ray") from error
     if not ray.is_initialized():
         try:
             if ":" in address:  # Ray itself would try for many minutes

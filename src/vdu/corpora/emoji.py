@@ -115,7 +115,7 @@ def _icon_drawer(folder: Path) -> Callable[[str], Image.Image | None]:
     try:
         import resvg_py
     except ImportError as error:
-        raise VduError("rendering emoji needs resvg-py: pip install 'vdu[data]'") from error
+        raise VduError("rendering emoji needs resvg-py: pip install resvg-py") from error
     icons: dict[str, Any] = json.loads((folder / "icons.json").read_text())
     names = {_plain(c): n for c, n in json.loads((folder / "chars.json").read_text()).items()}
 

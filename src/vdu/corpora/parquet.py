@@ -54,7 +54,7 @@ def _open(path: Path) -> ParquetFile:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise VduError(f"{path} is parquet, which needs an extra: pip install 'vdu[data]'") from error
+        raise VduError(f"{path} is parquet, which needs a package: pip install pyarrow") from error
     try:
         return ParquetFile(path)
     except (ArrowException, OSError) as error:

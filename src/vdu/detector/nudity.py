@@ -4,7 +4,7 @@
 
 It finds parts in photographs; of drawings it is less sure. Nudity is p > ½; it never says "none", so noise is no nudity
 to it: look at the pictures, and measure u-FID with another detector. Optional extra, used through its own package
-(`pip install 'vdu[nudity]'`); the package's metadata and its licence file name different licences: read them.
+(`pip install nudenet`); the package's metadata and its licence file name different licences: read them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_nudenet() -> Detector:
     try:
         import nudenet
     except ImportError as error:
-        raise VduError("the detector nudenet needs its package: pip install 'vdu[nudity]'") from error
+        raise VduError("the detector nudenet needs its package: pip install nudenet") from error
     network = nudenet.NudeDetector()
 
     def boxes(picture: Tensor) -> list[dict[str, Any]]:

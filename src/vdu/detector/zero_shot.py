@@ -66,7 +66,7 @@ def _open(source: str) -> tuple[Any, Any, Any]:
     try:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
     except ImportError as error:
-        raise VduError("a detector from words needs transformers: pip install 'vdu[transformers]'") from error
+        raise VduError("a detector from words needs transformers: pip install transformers") from error
     try:
         model, loaded = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
         parts = AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)

@@ -1,6 +1,7 @@
-"""`uce`: the concept's words are given an anchor prompt's keys and values, in closed form (`vdu.text.closed_form`).
+"""`uce`: the concept's words are given an anchor prompt's keys and values, in closed form.
 
-Gandikota et al., arXiv 2308.14761. From words alone: only the guard, where wanted, looks at the images.
+Gandikota et al., arXiv 2308.14761 (see `vdu.text.closed_form`). From words alone: only the guard, where wanted, looks
+at the images.
 """
 
 from __future__ import annotations
