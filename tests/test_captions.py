@@ -31,6 +31,8 @@ def test_captions_of_csv_jsonl_one_prompt_and_rows(pipeline, folder):
     rows = [{"image": Image.new("RGB", (16, 16)), "text": f"a {fruit}"} for fruit in ("apple", "pear")]
     loaded = load_image_set(rows, (3, 16, 16))
     assert forget_captions(load_backbone(pipeline), rows, loaded) == ("a apple", "a pear")
+    with pytest.raises(VduError, match="1 of 2 rows have no text"):
+        forget_captions(load_backbone(pipeline), [rows[0], rows[1] | {"text": None}], loaded)
 
 
 @pytest.mark.parametrize(

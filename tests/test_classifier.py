@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from vdu import VduError
 from vdu.corpora import Corpus
-from vdu.detector.classifier import ClassifierSettings, load_classifier, predict, save_classifier, train_classifier
-from vdu.images.augmentation import mirrored, moved_each, moved_together
+from vdu.detector.classifier import load_classifier, predict, save_classifier
 from vdu.model_zoo import find_zoo_model
+from vdu.training.augmentation import mirrored, moved_each, moved_together
+from vdu.training.classifier import ClassifierSettings, train_classifier
 from vdu.training.recipe import read_recipe
 
 

@@ -227,10 +227,12 @@ def test_prepare_writes_the_first_images_of_a_class(tmp_path, monkeypatch, capsy
         (("--class", "cats"), "did you mean 'cat'"),
         (("--class", "cat", "--count", 9), "has 1 training images of cat: give --count 1 to 1"),
         (("--class", "cat", "--count", 1, "--size", 20), "a size that divides"),
+        (("--class", "cat", "--count", 1, "--out", "..", "--overwrite"), "is, holds or lies in"),
     ],
 )
 def test_prepare_refuses_and_leaves_nothing(more, said, tmp_path, monkeypatch, capsys):
     _parquet(tmp_path / "train.parquet", [_png(_pixels(1)[0])], [3])
+    monkeypatch.chdir(tmp_path)
     code, err = _prepare(monkeypatch, capsys, tmp_path, *more)
     assert code == 2
     assert len(err.strip().splitlines()) == 1

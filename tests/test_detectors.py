@@ -116,7 +116,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 def test_nudenet_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
-    with pytest.raises(VduError, match=r"pip install 'vdu\[nudity\]'"):
+    with pytest.raises(VduError, match=r"pip install nudenet"):
         load_detector("nudenet")
 
 
@@ -197,7 +197,7 @@ def test_a_function_that_cannot_be_imported_is_one_line(spec, tmp_path, monkeypa
 
 def test_where_the_detector_cannot_say_none_nothing_is_said_of_it():
     classes = torch.tensor([0, 1, 1, 0])
-    seen = Detection(classes, torch.ones(4), None)
+    seen = Detection(classes, None)
     known, unknown = (figures(seen, seen, 0, 2, None, rejects) for rejects in (True, False))
     assert known["share_none"]["value"] == 0
     assert unknown["share_none"] == unknown["share_none_before"] == {"value": None, "low": None, "high": None}
@@ -207,11 +207,22 @@ def test_what_is_no_picture_is_none_of_the_classes_and_at_no_distance():
     nothing, pictures = torch.full((300, 2), float("nan")), torch.zeros(300, 1, 2, 2)
     broken = Detector("own", "hash", ("cat", "dog"), 0.6, lambda images: (nothing, nothing))(pictures)
     assert broken.predicted.tolist() == [-1] * 300
-    shown = Detection(torch.arange(300) % 2, torch.ones(300), torch.rand(300, 2))
+    shown = Detection(torch.arange(300) % 2, torch.rand(300, 2))
     real = Reference(torch.rand(300, 2), torch.ones(300))
     found = [figures(shown, after, 0, 2, real) for after in (broken, shown)]
     assert [f["share_none"]["value"] for f in found] == [100, 0]
     assert [f["u_fid"] is None and f["kid"] is None and f["precision"] is None for f in found] == [True, False]
+
+
+def test_a_broken_picture_is_none_whatever_the_judge_makes_of_it():
+    pictures = torch.zeros(3, 1, 2, 2)
+    pictures[1, 0, 0, 0] = torch.nan
+    seen = Detector(
+        "own", "hash", ("cat", "dog"), 0.6, lambda x: (torch.eye(2)[[0] * len(x)], to_bytes(x).float()[:, 0, 0])
+    )
+    found = seen(pictures)
+    assert found.predicted.tolist() == [0, -1, 0]
+    assert found.features.isfinite().all(1).tolist() == [True, False, True]
 
 
 def test_a_function_is_given_a_few_hundred_pictures_at_once_and_must_keep_to_its_kind_of_answer():

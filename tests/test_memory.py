@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(tmp_path, monkeypatch):
     row = _rows(tmp_path)["plain"]
     assert row["status"].startswith("does not fit: about")
     assert row["peak_gb"] is row["time_ratio"] is None
-    refused = memory._in_fresh_process(MODES["plain"], "tiny", 2, 10**7)
+    refused = memory._in_fresh_process(MODES["plain"], "tiny", 10**7)
     assert refused.status.startswith("does not fit")
 
 

@@ -96,7 +96,7 @@ def test_changed_are_those_of_other_classes_that_are_another_or_none_now():
 
 
 def _detection(predicted, features):
-    return Detection(predicted, torch.ones(len(predicted)), features)
+    return Detection(predicted, features)
 
 
 def test_every_model_is_measured_on_as_many_samples():

@@ -37,7 +37,8 @@ def oracles(tmp_path):
     zoo, run = find_zoo_model("mnist"), tmp_path / "oracles" / "3"
     shutil.copytree(zoo.pipeline, run / "pipeline")
     recipe = Recipe.model_validate(zoo.provenance["recipe"] | {"without": ["3"]})
-    (run / "provenance.json").write_text(json.dumps({"recipe": recipe.model_dump()}))
+    said = {"recipe": recipe.model_dump(), "data_sha256": zoo.provenance["data_sha256"]}
+    (run / "provenance.json").write_text(json.dumps(said))
     return run.parent
 
 
@@ -79,7 +80,12 @@ def test_the_oracles_row_fills_the_column_of_the_others(suite, oracles, tmp_path
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"without": []}, "without nothing"), ({"without": ["8"]}, "without ['8']"), ({"name": "x"}, "another recipe")],
+    [
+        ({"without": []}, "without nothing"),
+        ({"without": ["8"]}, "without ['8']"),
+        ({"name": "x"}, "another recipe"),
+        ({}, "other files"),
+    ],
 )
 def test_a_model_that_is_not_the_oracle_is_refused(changed, said, suite, oracles, tmp_path, monkeypatch, capsys):
     file = oracles / "3" / "provenance.json"

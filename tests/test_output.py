@@ -7,7 +7,7 @@ from conftest import run_vdu
 from test_cli import assert_refused, brightness, make_workplace, unlearn_short
 
 from vdu.errors import VduError
-from vdu.output import replacing
+from vdu.output import refuse_existing, replacing
 
 
 @pytest.fixture
@@ -45,7 +45,12 @@ def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypa
         assert_refused(run_vdu(monkeypatch, capsys, *unlearn, read), "which is used")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
+    (folder / "mine" / "forget").mkdir()
+    (folder / "mine" / "forget" / "provenance.json").write_text("{}")  # one folder of vdu's does not make all its own
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
     assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
+    (folder / "mine" / "thesis.txt").unlink()
+    refuse_existing(folder / "mine", overwrite=True, folder=True)
     assert (folder / "model" / "model_index.json").is_file()
 
 
@@ -112,3 +117,15 @@ def test_an_output_that_is_interrupted_while_it_takes_its_place_is_as_it_was(fol
         write()
     assert (folder / "model" / "model_index.json").is_file()
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_result_of_which_no_samples_can_be_drawn_is_written_without_pictures(folder, monkeypatch, capsys):
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("vdu.evaluation.comparison.Sampler.draw", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        unlearn_short(monkeypatch, capsys, folder)
+    assert (folder / "clean" / "model_index.json").is_file()
+    assert (folder / "clean" / "unlearning.json").is_file()
+    assert not (folder / "clean" / "report.html").exists()

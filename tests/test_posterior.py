@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import make_pipeline
 
-from vdu import VduError
+from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
 from vdu.diffusion.noising import noised
 from vdu.objective.stability import WeightStability
-from vdu.posterior import from_checkpoints, from_fisher, load_posterior, summarise
+from vdu.posterior import from_checkpoints, from_fisher, isotropic, load_posterior, summarise
 from vdu.seeding import generator
 from vdu.weights.checkpoint import write_tensors
 
@@ -90,3 +90,19 @@ def test_a_posterior_without_spread_is_refused(backbone, tmp_path):
         write_tensors(tmp_path / f"{k}.safetensors", backbone.network.state_dict())
     with pytest.raises(VduError, match="no spread"):
         from_checkpoints(load_backbone(make_pipeline()), [tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+
+
+def test_a_posterior_of_another_model_is_refused_as_its_file_is(backbone, forget):
+    other = isotropic(load_backbone(make_pipeline(seed=1)))
+    with pytest.raises(VduError, match="belongs to another model"):
+        unlearn(backbone.pipeline, forget, "vdu-paper", posterior=other)
+
+
+def test_weights_at_the_floor_are_counted_as_such_in_half_precision(backbone, checkpoints, tmp_path):
+    state = from_checkpoints(backbone, checkpoints)
+    name = max(state.variance, key=lambda n: state.variance[n].numel())
+    state.variance[name] = torch.full_like(state.variance[name], state.floor)
+    state.save(tmp_path / "p.safetensors", torch.bfloat16)
+    layer = ".".join(name.split(".")[:2])
+    shares = [summarise(p)[layer].floor_share for p in (state, load_posterior(tmp_path / "p.safetensors"))]
+    assert shares[0] == shares[1] > 0

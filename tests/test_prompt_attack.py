@@ -25,7 +25,7 @@ def x_0():
 
 
 def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
-    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
+    first, second = (attack(backbone, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
     assert first.loss_attacked < first.loss_plain
     assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
     assert len(first.prefix.split()) == len(first.random_prefix.split()) == 3
@@ -33,7 +33,7 @@ def test_it_lowers_its_loss_and_is_the_same_again(backbone, x_0):
     losses, gradients = 8 + 6 * 8 + 4, 6
     assert first.evaluations == (losses + gradients) * 2 * 3
     assert not set(first.random_prefix.split()) & set(words_of(TEXTS))
-    another = attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS, number=1)
+    another = attack(backbone, x_0, TEXTS, SMALL, prompts=TEXTS, number=1)
     assert another.random_prefix != first.random_prefix
     assert another.loss_plain != first.loss_plain
 
@@ -64,7 +64,7 @@ def test_the_words_of_two_text_encoders_are_attacked_together(tmp_path, x_0):
     backbone = where_words_have_a_say(load_backbone(make_xl_pipeline(tmp_path)))
     words, numbers = typed_words(backbone.tokenizers)
     _check_slopes(backbone, words, numbers, x_0)
-    first, second = (attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
+    first, second = (attack(backbone, x_0, TEXTS, SMALL, prompts=TEXTS) for _ in range(2))
     assert first.loss_attacked < first.loss_plain
     assert (first.prefix, first.loss_attacked) == (second.prefix, second.loss_attacked)
 
@@ -103,10 +103,10 @@ def test_a_gradient_in_parts_is_that_of_all_at_once(backbone, x_0, monkeypatch):
 
 def test_models_without_text_and_words_without_room_are_refused(backbone, x_0):
     with pytest.raises(VduError, match="takes no prompts"):
-        attack(load_backbone(make_ddpm()), None, x_0, TEXTS, SMALL, prompts=TEXTS)
+        attack(load_backbone(make_ddpm()), x_0, TEXTS, SMALL, prompts=TEXTS)
     said = "40 words does not fit before a prompt of 5 tokens where the model reads 12"
     with pytest.raises(VduError, match=said):
-        attack(backbone, backbone.network, x_0, TEXTS, AttackBudget(words=40), prompts=TEXTS)
+        attack(backbone, x_0, TEXTS, AttackBudget(words=40), prompts=TEXTS)
     require_room(backbone, TEXTS, AttackBudget(words=7))
     with pytest.raises(VduError, match="8 words does not fit"):
         require_room(backbone, TEXTS, AttackBudget(words=8))
@@ -116,4 +116,4 @@ def test_where_the_prompts_say_every_word_there_is_nothing_to_begin_with(backbon
     words, _ = typed_words(backbone.tokenizers)
     prompts = [*TEXTS, *words]
     with pytest.raises(VduError, match="there is nothing to attack with"):
-        attack(backbone, backbone.network, x_0, TEXTS, SMALL, prompts=prompts)
+        attack(backbone, x_0, TEXTS, SMALL, prompts=prompts)

@@ -19,7 +19,7 @@ from vdu.errors import VduError
 from vdu.model_zoo import find_zoo_model
 from vdu.seeding import generator
 from vdu.training.recipe import RECIPES
-from vdu.training.text_to_image.autoencoder import decode_latents, encode_images
+from vdu.training.text_to_image.autoencoder import decode_latents, encode_images, train_autoencoder
 from vdu.training.text_to_image.evaluators import CLASSES, domain_corpus, seen, train_evaluator
 from vdu.training.text_to_image.prompt_set import judged_objects
 from vdu.training.text_to_image.recipe import TextRecipe, is_text_recipe, read_text_recipe
@@ -247,6 +247,14 @@ def test_parts_that_do_not_fit_are_refused_before_any_is_trained(setting, said, 
         read_text_recipe(str(tmp_path / "bad.toml"))
 
 
+def test_a_judge_of_no_domain_is_refused(tmp_path):
+    (tmp_path / "bad.toml").write_text(
+        (RECIPES / "emoji.toml").read_text().replace("[judges.object]", "[judges.objekt]")
+    )
+    with pytest.raises(VduError, match=r"is not valid: judges\.objekt"):
+        read_text_recipe(str(tmp_path / "bad.toml"))
+
+
 def test_the_shipped_recipe_is_the_one_that_the_shipped_model_was_trained_by():
     shipped = find_zoo_model("emoji").provenance
     assert TextRecipe.model_validate(shipped["recipe"]).sha256() == shipped["recipe_sha256"]
@@ -281,3 +289,16 @@ def test_the_command_line_knows_which_recipes_are_of_text_to_image_models():
     assert is_text_recipe("emoji")
     assert not is_text_recipe("mnist")
     assert not is_text_recipe("no-such")
+
+
+def test_parts_of_another_recipe_are_not_taken_for_its_own(recipe, corpus, run, tmp_path):
+    emoji = read_emoji(corpus, 32)
+    for part in ("autoencoder", "style-classifier"):
+        shutil.copytree(run / part, tmp_path / part)
+    other = recipe.model_copy(update={"autoencoder": recipe.autoencoder | {"latent_channels": 3}})
+    with pytest.raises(VduError, match=r"of another recipe \(autoencoder\.latent_channels\)"):
+        train_autoencoder(other, emoji, tmp_path)
+    wider = recipe.judges["style"].model_copy(update={"width": 3})
+    other = recipe.model_copy(update={"judges": recipe.judges | {"style": wider}})
+    with pytest.raises(VduError, match="style-classifier is of another recipe"):
+        train_evaluator(other, emoji, emoji.images, "style", tmp_path)

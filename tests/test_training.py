@@ -45,8 +45,9 @@ def _with(recipe, **training):
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
 
 
-@pytest.mark.parametrize("options", [{}, {"flip": True}, {"flip": True, "precision": "bf16"}])
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"flip": True, "precision": "bf16"}, {"dropout": 0.5}])
 def test_resume_equals_uninterrupted(options, recipe, data, tmp_path, monkeypatch):
+    recipe = recipe.model_copy(update={"unet": recipe.unet | {"dropout": options.pop("dropout", 0.0)}})
     recipe = _with(recipe, **options)
     whole = load_file(train(recipe, data, tmp_path / "whole") / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -105,6 +106,10 @@ def test_a_state_of_other_settings_is_refused(recipe, data, tmp_path):
     for other in (_with(recipe, seed=1), _with(recipe, flip=True)):
         with pytest.raises(VduError, match="other settings"):
             train(other, data, tmp_path / "run")
+    images = data / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"\0")
+    with pytest.raises(VduError, match="other settings"):
+        train(_with(recipe, cycle_steps=[6, 4]), data, tmp_path / "run")
 
 
 def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, data, tmp_path):

@@ -18,6 +18,8 @@ from diffusers import (
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
+from vdu.diffusion.denoising import Denoising
+from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import sample
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
@@ -298,3 +300,12 @@ def test_passes_are_counted_a_backward_pass_as_two(method, each, forget):
     result = unlearn(make_pipeline(), forget, method, retain=retain, settings=settings, precision="fp32")
     own = 12 * 2 if method == "capped-ascent" else 0
     assert result.record["passes"] == 3 * 2 * each + own
+
+
+def test_a_network_with_dropout_has_nothing_dropped(backbone, forget):
+    for module in backbone.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    network, denoising = backbone.trainable_copy(), Denoising(backbone, Clean(forget))
+    losses = {float(denoising(network, 6, torch.Generator().manual_seed(0))) for _ in range(3)}
+    assert len(losses) == 1

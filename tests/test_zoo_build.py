@@ -94,6 +94,9 @@ def _check_own_images(data, tmp_path):
         require_inputs(read_suite(str(suite), None, checkpoints))
     with pytest.raises(VduError, match="no PNG file in"):
         require_inputs(read_suite(str(suite), tmp_path / "forget", checkpoints))
+    prepare_forget_folder("cifar10", data, "dog", tmp_path / "dogs" / "dog", count=2, size=16)
+    with pytest.raises(VduError, match=r"images to keep are those of all other classes.*dogs/airplane"):
+        require_inputs(read_suite(str(suite), tmp_path / "dogs", checkpoints))
     prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
     assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
     said = []
@@ -108,6 +111,11 @@ def _check_own_images(data, tmp_path):
     assert posterior["unlearning"]["posterior"]["count"] == 2, said
     result = json.loads((tmp_path / "results" / "tiny-suite" / "finetune-dog-0.json").read_text())
     assert result["status"] == "done", said
+    run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
+    assert said[-1] == "tiny-suite: 0 runs to make"
+    suite.write_text(suite.read_text().replace("{steps = 1, batch_size = 2,", "{steps = 2, batch_size = 2,"))
+    with pytest.raises(VduError, match=r"finetune-dog-0\.json was made with other settings or samples: remove it"):
+        run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, print)
     assert (tmp_path / "results" / "tiny-suite" / "finetune-dog-0.png").is_file()
     assert result["unlearning"]["forget"]["source"] == "own:tiny/forget/dog"
     assert str(tmp_path) not in json.dumps(result)
@@ -119,3 +127,11 @@ def test_images_that_may_be_passed_on_are_shipped_by_class(tmp_path):
     assert "training images of each class" in _forget_images(corpus, tmp_path / "forget")
     written = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
     assert written == ["forget/a/00001.png", *(f"forget/b/0000{i}.png" for i in (0, 2, 3))]
+
+
+@pytest.mark.parametrize("written", [None, "{", '{"corpus": "mnist"}'])
+def test_a_folder_that_is_no_run_is_refused(written, tmp_path):
+    if written is not None:
+        (tmp_path / "provenance.json").write_text(written)
+    with pytest.raises(VduError, match=r"no provenance\.json of a recipe"):
+        build_zoo_model(tmp_path, tmp_path, tmp_path / "out")

@@ -4,16 +4,19 @@ Variational Diffusion Unlearning: Panda et al., arXiv 2510.04058. Everything hea
 
 The way that data takes; nothing imports from further down (`tests/test_layers.py`):
 
+    errors … output       what everything leans on: one-line errors, seeds, precision, files that are never half
+    model_zoo, prompts    the shipped models (in zoo/); texts that a model is asked with
     images, backbone      pictures as tensors; diffusers' pipelines behind one contract
     diffusion, weights    times, noise, losses, samples; parameters and the forms in which they are stored
     corpora, detector     labelled images; what judges a picture
     posterior             p(θ|D)
     text, preparation     what is found out about original and forget images before training
     objective, methods    plasticity and stability; one short file a method
-    guard, loop           checks and rollback; training
+    guard, loop           checks and rollback; the loop of steps
+    inputs                what one run is given, read and checked
     evaluation, report    figures and what people read of them
-    unlearning, result    `vdu.unlearn` and what it hands back
-    training, zoo         how the shipped models are made; the models
+    result, unlearning    what `vdu.unlearn` hands back, and `vdu.unlearn`
+    training              how the shipped models are made
     bench, cli            suites and tables; the command line
 """
 

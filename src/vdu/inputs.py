@@ -12,7 +12,7 @@ from vdu.detector.contract import Detector, DetectorSource, load_detector, most_
 from vdu.diffusion.noising import Clean
 from vdu.errors import VduError
 from vdu.images.image_set import ImageSet, load_image_set
-from vdu.posterior import Posterior, load_posterior
+from vdu.posterior import Posterior, load_posterior, refuse_other_model
 from vdu.prompts import Prompts
 from vdu.text.captions import forget_captions, retain_captions
 
@@ -102,6 +102,9 @@ def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:
 
 
 def _prior(posterior: str | Path | Posterior | None, backbone: Backbone) -> Posterior | None:
-    if posterior is None or isinstance(posterior, Posterior):
-        return posterior
-    return load_posterior(Path(posterior), backbone)
+    if posterior is None:
+        return None
+    if not isinstance(posterior, Posterior):
+        return load_posterior(Path(posterior), backbone)
+    refuse_other_model(posterior, backbone, "the posterior")
+    return posterior

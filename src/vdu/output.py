@@ -21,13 +21,7 @@ from vdu.errors import VduError
 
 __all__ = ["refuse_existing", "refuse_overlap", "replacing", "require_space", "write_record"]
 
-WRITTEN_BY_VDU = (
-    "unlearning.json",
-    "model_index.json",
-    "provenance.json",
-    "*/provenance.json",
-    "bpe_simple_vocab_16e6.txt.gz",
-)
+WRITTEN_BY_VDU = ("unlearning.json", "model_index.json", "provenance.json", "bpe_simple_vocab_16e6.txt.gz")
 LONGEST_NAME_PART = 40
 
 
@@ -47,13 +41,18 @@ def _nearest_folder(place: Path) -> Path:
     return above
 
 
-def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False, inputs: Iterable[Any] = ()) -> None:
+def refuse_existing(
+    target: Path, overwrite: bool, *, folder: bool = False, inputs: Iterable[Any] = (), sources: Iterable[Path] = ()
+) -> None:
     """Raise `VduError` for an output that exists (unless it is to be replaced) or that could not be written.
 
     Also for a folder with something that vdu did not write, and for one that is, holds or lies in one of ``inputs``
-    (those that are paths): replacing it would take away what is read.
+    (those that are paths), or is or holds one of ``sources``: replacing it would take away what is read.
     """
     place = _place(target)
+    for source in sources:
+        if place in (source.resolve(), *source.resolve().parents):
+            refuse_overlap(target, source)
     for given in inputs:
         if isinstance(given, (str, Path)) and Path(given).exists():
             refuse_overlap(target, Path(given))
@@ -61,11 +60,20 @@ def refuse_existing(target: Path, overwrite: bool, *, folder: bool = False, inpu
         if not overwrite:
             raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
         _refuse_other_kind(target, folder)
-        if folder and any(place.iterdir()) and not any(next(place.glob(mark), None) for mark in WRITTEN_BY_VDU):
+        if folder and any(place.iterdir()) and not _written_by_vdu(place):
             raise VduError(f"{target} holds what vdu did not write: choose another --out, or remove it yourself")
     parent = _nearest_folder(place)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise VduError(f"{parent} may not be written to: choose another --out")
+
+
+def _written_by_vdu(folder: Path) -> bool:
+    """True for what has a mark of vdu's, and for folders that all have one (forget folders by class)."""
+
+    def marked(place: Path) -> bool:
+        return any((place / mark).is_file() for mark in WRITTEN_BY_VDU)
+
+    return marked(folder) or all(marked(inner) for inner in folder.iterdir() if not inner.name.startswith("."))
 
 
 def refuse_overlap(target: Path, used: Path) -> None:

@@ -234,14 +234,23 @@ def load_posterior(path: Path, backbone: Backbone | None = None) -> Posterior:
         source, sha256 = metadata["source"], metadata["model_sha256"]
     except Exception as error:
         raise VduError(f"{path} is not a posterior file: make one with `vdu posterior checkpoints`") from error
-    if backbone is not None and sha256 != weights_sha256(backbone.network):
-        raise VduError(f"posterior {path} belongs to another model (hash {sha256[:12]}…): make one for this model")
-    return Posterior(mean or None, variance, source, numbers[0], sha256, numbers[1], numbers[2])
+    posterior = Posterior(mean or None, variance, source, numbers[0], sha256, numbers[1], numbers[2])
+    if backbone is not None:
+        refuse_other_model(posterior, backbone, f"posterior {path}")
+    return posterior
+
+
+def refuse_other_model(posterior: Posterior, backbone: Backbone, called: str) -> None:
+    """Raises `VduError` for a posterior over other weights than the backbone's."""
+    sha256 = posterior.model_sha256
+    if sha256 != weights_sha256(backbone.network):
+        raise VduError(f"{called} belongs to another model (hash {sha256[:12]}…): make one for this model")
 
 
 def _summary(variance: Tensor, floor: float) -> Summary:
     sd = variance.double().sqrt()
-    at_floor = float((variance.double() <= floor * (1 + 1e-6)).double().mean())
+    stored = torch.tensor(floor, dtype=torch.float64).to(variance.dtype)  # which bfloat16 may round up
+    at_floor = float((variance <= stored).double().mean())
     return Summary(sd.numel(), float(sd.median()), float(sd.min()), float(sd.max()), at_floor)
 
 

@@ -99,15 +99,15 @@ class Result:
         """A folder with report, model card and records, renamed into place as a whole.
 
         ``form``: the whole ``pipeline``, only what changed as a ``delta`` (see `vdu.weights.delta`), or the
-        ``lora`` that was trained, for ``load_lora_weights`` on the original.
+        ``lora`` that was trained, for ``load_lora_weights`` on the original. Where no samples can be drawn, the folder
+        is written without report and picture, and the error raised after that.
         """
         from vdu.report.model_card import write_model_card
 
         folder = Path(out)
         check_form(form, self.record["settings"]["parameters"], self.pipeline)
         refuse_existing(folder, overwrite, folder=True)
-        if self.evaluation is None:
-            _ = self._preview  # drawn before anything is written
+        failed = self._why_nothing_is_shown()
         with replacing(folder) as beside:
             if form == "pipeline":
                 self.pipeline.save_pretrained(beside)
@@ -120,9 +120,20 @@ class Result:
             if measured is not None:
                 write_record(beside / "evaluation.json", measured)
             write_model_card(beside, self.record, measured, form)
-            self.report(beside / "report.html")
-            self.picture(beside / "before-after.png")
+            if failed is None:
+                self.report(beside / "report.html")
+                self.picture(beside / "before-after.png")
+        if failed is not None:
+            raise failed
         return folder
+
+    def _why_nothing_is_shown(self) -> BaseException | None:
+        """What went wrong while samples were drawn for report and picture: no reason to lose the weights."""
+        try:
+            _ = self.evaluation or self._preview
+        except BaseException as error:
+            return error
+        return None
 
 
 def check_form(form: str, parameters: str, pipeline: Any = None) -> None:

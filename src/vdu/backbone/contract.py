@@ -141,8 +141,9 @@ class Backbone(ABC):
     def trainable_copy(self, gradient_checkpointing: bool = False, trained: Collection[str] | None = None) -> nn.Module:
         """A copy of the network in training mode whose ``trained`` parameters (None: all) require gradients.
 
-        The others stay frozen and are the original's own, not copied. With ``gradient_checkpointing`` activations are
-        computed again in the backward pass: less memory, more time.
+        The others stay frozen and are the original's own, not copied. Nothing is dropped out: a step depends on its own
+        draws alone. With ``gradient_checkpointing`` activations are computed again in the backward pass: less memory,
+        more time.
         """
         own = {n for n, _ in self.network.named_parameters()} if trained is None else set(trained)
         shared = {id(p): p for n, p in self.network.named_parameters() if n not in own}
@@ -154,6 +155,8 @@ class Backbone(ABC):
         for module in network.modules():
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(_contiguous_where_frozen)
+            if isinstance(module, nn.Dropout):
+                module.eval()
         return network
 
     def encode(self, images: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ __all__ = ["run_memory"]
 
 LEFT_TO_OTHERS = 4 * 10**9
 GB = 10**9
+ROUNDS = 3
 
 
 class Measured(NamedTuple):
@@ -52,13 +53,13 @@ def _limit_memory(budget: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
 
 
-def _measure(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured:
+def _measure(mode: Mode, size: str, budget: int | None) -> Measured:
     """The median over steps, without the first one, in which Adam's state is made."""
     RandomBackbone(size, "meta")  # takes no memory, but what is imported on demand is there before the limit
     _limit_memory(budget)
     finished: list[float] = []
     try:
-        backbone, settings = RandomBackbone(size), make_settings(mode, rounds)
+        backbone, settings = RandomBackbone(size), make_settings(mode, ROUNDS)
         if mode.step == "plain":  # plain training keeps no original
             network = backbone.network.train().requires_grad_(True)
             network.enable_gradient_checkpointing()
@@ -74,10 +75,10 @@ def _measure(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured
     return Measured("measured", peak_bytes(), median(b - a for a, b in pairwise(finished)))
 
 
-def _in_fresh_process(mode: Mode, size: str, rounds: int, budget: int | None) -> Measured:
+def _in_fresh_process(mode: Mode, size: str, budget: int | None) -> Measured:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure, mode, size, rounds, budget).result()
+            return pool.submit(_measure, mode, size, budget).result()
         except BrokenProcessPool:
             return Measured("does not fit: the system ended the process")
 
@@ -100,14 +101,14 @@ def _counts(mode: Mode, size: str) -> tuple[int, int]:
     return sum(p.numel() for p in backbone.network.parameters()), trained
 
 
-def _row(name: str, size: str, rounds: int) -> dict[str, Any]:
+def _row(name: str, size: str) -> dict[str, Any]:
     mode, budget = MODES[name], _budget()
     count, trained = _counts(mode, size)
     estimate = mode.estimate(count, trained)
     if budget is not None and estimate > budget:
         found = Measured(f"does not fit: about {estimate / GB:.1f} GB, and {budget / GB:.1f} GB may be used")
     else:
-        found = _in_fresh_process(mode, size, rounds, budget)
+        found = _in_fresh_process(mode, size, budget)
     return {
         "mode": name,
         **asdict(mode),
@@ -118,7 +119,7 @@ def _row(name: str, size: str, rounds: int) -> dict[str, Any]:
         "peak_gb": None if found.peak_bytes is None else round(found.peak_bytes / GB, 3),
         "cpu_seconds": None if found.cpu_seconds is None else round(found.cpu_seconds, 3),
         "status": found.status,
-        "timed_steps": rounds - 1,
+        "timed_steps": ROUNDS - 1,
         "threads": torch.get_num_threads(),
     }
 
@@ -131,9 +132,7 @@ def _beside_plain(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def run_memory(
-    results: Path, size: str, say: Callable[[str], None], *, rounds: int = 3, limit: int | None = None
-) -> None:
+def run_memory(results: Path, size: str, say: Callable[[str], None], *, limit: int | None = None) -> None:
     """Measure the modes that are not measured yet, at most ``limit``, and write ``memory-<size>/<mode>.json``.
 
     Raises `VduError` for a size that is not known.
@@ -148,7 +147,7 @@ def run_memory(
             if limit == 0:
                 return
             limit = None if limit is None else limit - 1
-            row = _row(name, size, rounds)
+            row = _row(name, size)
             row = _beside_plain(row, plain or row)
             write_record(path, {"row": row})
             say(f"{name}: {row['status']}, {row['peak_gb']} GB, {row['cpu_seconds']} processor seconds a step")

@@ -31,11 +31,14 @@ def _trained_as(suite: Suite, folder: Path, target: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         advice = f"finish `vdu train --without {target}` into it first"
         raise VduError(f"{folder} has no provenance.json of a recipe: {advice}") from error
-    original = Recipe.model_validate(zoo_model(suite).provenance["recipe"])
+    made = zoo_model(suite).provenance
+    original = Recipe.model_validate(made["recipe"])
     if oracle.without != [target]:
         raise VduError(f"{folder} was trained without {oracle.without or 'nothing'}, not without [{target!r}]")
     if oracle.comparable() != original.comparable():
         raise VduError(f"{folder} was trained by another recipe than {suite.model}: train it with that one")
+    if provenance.get("data_sha256") != made["data_sha256"]:
+        raise VduError(f"{folder} was trained on other files than {suite.model} (packed ones differ too): use those")
     return provenance
 
 

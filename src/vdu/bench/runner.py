@@ -7,6 +7,7 @@ protocol's own matter: `ClassRuns` or `ConceptRuns`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -81,6 +82,23 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
     return {"status": "done", "row": row, "unlearning": record, "evaluation": evaluation}, picture
 
 
+def _asked(suite: Suite, run: Run) -> dict[str, Any]:
+    """What a run is made and measured with, as far as it is not the default."""
+    concept = suite.concept.model_dump(mode="json", exclude_defaults=True) if suite.concept else None
+    arm = run.arm.model_dump(mode="json", exclude_defaults=True)
+    return {"arm": arm, "samples": suite.samples, "sampler_steps": suite.sampler_steps, "concept": concept}
+
+
+def _is_made(suite: Suite, run: Run, path: Path) -> bool:
+    """Whether its file is there. Raises `VduError` for one of a run that was asked otherwise."""
+    if not path.is_file():
+        return False
+    asked = json.loads(path.read_text()).get("asked")
+    if asked not in (None, _asked(suite, run)):
+        raise VduError(f"{path} was made with other settings or samples: remove it, or give another --results")
+    return True
+
+
 class Worker:
     """Makes runs of one suite in a process of its own, with a fixed number of threads."""
 
@@ -94,7 +112,7 @@ class Worker:
         """Carry out and measure one run."""
         result, picture = _result(self.suite, self.runs, run)
         said = f"{self.runs.said(result['row'])}, {result['row']['seconds']:.0f} s" if "row" in result else None
-        return Made(run, result, picture, said or result["reason"])
+        return Made(run, result | {"asked": _asked(self.suite, run)}, picture, said or result["reason"])
 
 
 _worker_of_process: list[Worker] = []
@@ -140,10 +158,10 @@ def run_suite(
     """Make at most ``limit`` runs that have no result file yet, ``jobs`` at a time, and write their files.
 
     ``cluster``: address of a Ray cluster whose machines make them; without it, processes here. Raises `VduError` where
-    a target has no forget images.
+    a target has no forget images, and for files of runs that were asked otherwise.
     """
     require_inputs(suite)
-    missing = [run for run in suite.runs() if not result_path(results, suite, run).is_file()][:limit]
+    missing = [run for run in suite.runs() if not _is_made(suite, run, result_path(results, suite, run))][:limit]
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:
         return

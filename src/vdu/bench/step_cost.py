@@ -35,6 +35,7 @@ from vdu.weights.gradients import descend
 __all__ = ["run_step_cost"]
 
 BATCH_SIZE = 32
+ROUNDS = 25
 
 
 def _plain(backbone: Backbone, network: nn.Module, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
@@ -75,7 +76,7 @@ def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Call
     return forms
 
 
-def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -> None:
+def run_step_cost(results: Path, say: Callable[[str], None]) -> None:
     """Measure on the zoo's MNIST model and write one file for each form, ``step-cost/<form>.json``."""
     zoo = find_zoo_model("mnist")
     if zoo is None:
@@ -86,7 +87,7 @@ def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -
     forms = _forms(backbone, preparation)
     plain = {k: _plain(backbone, backbone.trainable_copy(), forget, k * BATCH_SIZE) for k in (1, 2)}
     seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         steps = {f"plain {k}": step for k, step in plain.items()} | {name: form[0] for name, form in forms.items()}
         for name, step in steps.items():
             started = time.perf_counter()
@@ -100,7 +101,7 @@ def run_step_cost(results: Path, say: Callable[[str], None], rounds: int = 25) -
             "per_image": round(middle[name] / middle[f"plain {images}"], 3),
             "extra_bytes_per_parameter": round(extra, 2),
             "batch_size": BATCH_SIZE,
-            "rounds": rounds,
+            "rounds": ROUNDS,
         }
         path = results / "step-cost" / f"{name.replace(',', '').replace(' ', '-')}.json"
         write_record(path, {"row": row})

@@ -166,14 +166,24 @@ def require_inputs(suite: Suite) -> None:
     """Raises `VduError` where forget images or checkpoints lack or are too few, and says how to come by them."""
     zoo = zoo_model(suite)
     _require_checkpoints(suite, zoo)
+    _require_retained(suite, zoo)
     most = max(arm.forget_images or 1 for arm in suite.methods.values())
     for target in suite.targets:
         count = len(list(zoo.forget(target).glob("*.png")))
         if not count:
-            raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo)}")
+            raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo, target)}")
         if count < most:
             how = f"give --forget FORGET, which vdu data prepare makes with --count {most}"
             raise VduError(f"suite {suite.name} takes {most} forget images of class {target}, there are {count}: {how}")
+
+
+def _require_retained(suite: Suite, zoo: ZooModel) -> None:
+    """Of the user's own images, methods that see images to keep need those of every other class."""
+    if zoo.images is None or not any("retain" in find_method(a.method).settings.needs for a in suite.methods.values()):
+        return
+    for name in zoo.class_names:
+        if not any(zoo.forget(name).glob("*.png")):
+            raise VduError(f"suite {suite.name}: images to keep are those of all other classes: {_where(zoo, name)}")
 
 
 def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
@@ -188,10 +198,10 @@ def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
         from_checkpoints(load_backbone(zoo.pipeline), suite.last_checkpoints(wanted))
 
 
-def _where(zoo: ZooModel) -> str:
+def _where(zoo: ZooModel, class_name: str) -> str:
     """How to come by forget images."""
     if zoo.images is not None:
-        return f"there is no PNG file in {zoo.images}/<class>"
+        return f"there is no PNG file in {zoo.forget(class_name)}"
     every_class = zoo.forget_images.replace(" --class NAME", "")
     return f"they are {every_class}; then give --forget FORGET"
 

@@ -37,5 +37,5 @@ def zoo_build(
     from vdu.output import refuse_existing
     from vdu.training.zoo_build import build_zoo_model
 
-    refuse_existing(out, overwrite, folder=True)
+    refuse_existing(out, overwrite, folder=True, sources=(run, data))
     typer.echo(json.dumps(build_zoo_model(run, data, out)["quality"], indent=1))

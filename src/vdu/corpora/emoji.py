@@ -168,7 +168,7 @@ def prepare_emoji(packages: Path, out: Path, overwrite: bool = False) -> int:
 
     Raises `VduError` where a package is missing below ``packages`` or ``out`` exists.
     """
-    refuse_existing(out, overwrite, folder=True)
+    refuse_existing(out, overwrite, folder=True, sources=(packages,))
     merges, rows = _merges(packages), []
     with replacing(out) as beside:
         for style in STYLES:

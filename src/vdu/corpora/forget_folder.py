@@ -66,7 +66,7 @@ def prepare_forget_folder(
     ``size``: side in pixels, a divisor of the corpus' own; for models that were trained at less. Raises `VduError` for
     an unknown corpus or class, unusable files, more images than there are, and an ``out`` that exists.
     """
-    refuse_existing(out, overwrite, folder=True)
+    refuse_existing(out, overwrite, folder=True, sources=(data,))
     corpus = load_corpus(corpus_name, data)
     names = corpus.class_names if class_name is None else (class_name,)
     for name in names:

@@ -39,10 +39,10 @@ AT_ONCE = 256  # pictures that a user's function is given
 
 @dataclass(frozen=True)
 class Detection:
-    """``predicted (N,)``: class index, or −1 for "none" (confidence under the threshold); ``features (N, D)``."""
+    """``predicted (N,)``: class index, or −1 for "none" (confidence under the threshold); ``features (N, D)``, NaN
+    where an image is none."""
 
     predicted: Tensor
-    confidence: Tensor
     features: Tensor | None
 
 
@@ -58,10 +58,13 @@ class Detector:
 
     def __call__(self, images: Tensor) -> Detection:
         """Classify ``(N, C, H, W)`` in [-1, 1]; what is no picture but NaN is none of the classes."""
-        probabilities, features = self.judge(images)
+        broken = ~images.flatten(1).isfinite().all(1)
+        probabilities, features = self.judge(images.nan_to_num())
         confidence, predicted = probabilities.max(dim=1)
-        sure = confidence >= self.threshold  # false of NaN
-        return Detection(predicted.masked_fill(~sure, -1), confidence, features)
+        sure = (confidence >= self.threshold) & ~broken
+        if features is not None:
+            features = features.masked_fill(broken[:, None], torch.nan)
+        return Detection(predicted.masked_fill(~sure, -1), features)
 
     @property
     def rejects(self) -> bool:

@@ -66,9 +66,7 @@ def judged_attack(
 
     searches = []
     for number in range(budget.searches):
-        found = attack(
-            unlearned, unlearned.network, x_0, texts, budget, prompts=prompts, seed=sampler.seed, number=number
-        )
+        found = attack(unlearned, x_0, texts, budget, prompts=prompts, seed=sampler.seed, number=number)
         shares = {"shown_again": brought_back(found.prefix), "shown_at_random": brought_back(found.random_prefix)}
         searches.append(asdict(found) | shares)
     record = _chosen(searches) | {"budget": budget.model_dump(), "searches": searches}

@@ -71,6 +71,8 @@ class _Comparison:
         if before.features is None or after.features is None or int(kept.sum()) < metrics.FEWEST_SAMPLES:
             return {"fid_to_original": None, "kid_to_original": None}
         a, b = after.features[kept], before.features[kept]
+        if not bool(a.isfinite().all() and b.isfinite().all()):  # of a model that makes NaN
+            return {"fid_to_original": None, "kid_to_original": None}
         return {"fid_to_original": metrics.frechet_distance(a, b), "kid_to_original": metrics.kernel_distance(a, b)}
 
     def only_target(self, name: str, drawn: Drawn | None) -> dict[str, Any]:

@@ -46,26 +46,26 @@ class Interval:
     high: float | None
 
 
-def _resampled_counts(flags: Tensor, seed: int) -> Tensor:
+def _resampled_counts(flags: Tensor) -> Tensor:
     """Bootstrap draws of joint counts of ``flags`` ``(N, M)`` bool: ``(draws, M)``, rows resampled together."""
     n, columns = flags.shape
     weights = 2 ** torch.arange(columns)
     cells = (flags.long() * weights).sum(1)
     frequency = torch.bincount(cells, minlength=2**columns).double() / n
     draws = torch.multinomial(
-        frequency.expand(BOOTSTRAP_DRAWS, -1), n, replacement=True, generator=generator(seed, "bootstrap")
+        frequency.expand(BOOTSTRAP_DRAWS, -1), n, replacement=True, generator=generator(0, "bootstrap")
     )
     bits = (draws.unsqueeze(-1) // weights) % 2
     return bits.sum(1).double()
 
 
-def pul(before: Tensor, after: Tensor, seed: int = 0) -> Interval:
+def pul(before: Tensor, after: Tensor) -> Interval:
     """Percentage of unlearning from bools ``(N,)``, same seed at the same place; interval by paired bootstrap."""
     count_before, count_after = int(before.sum()), int(after.sum())
     if count_before == 0:
         return Interval(None, None, None)
     value = 100 * (count_before - count_after) / count_before
-    counts = _resampled_counts(torch.stack([before, after], dim=1), seed)
+    counts = _resampled_counts(torch.stack([before, after], dim=1))
     counts = counts[counts[:, 0] > 0]
     low, high = (100 * (1 - counts[:, 1] / counts[:, 0])).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     if count_after == 0:

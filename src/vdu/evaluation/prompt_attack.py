@@ -157,7 +157,6 @@ def require_room(backbone: Any, prompts: Sequence[str], budget: AttackBudget) ->
 
 def attack(
     backbone: Any,
-    network: nn.Module,
     x_0: Tensor,
     texts: Sequence[str],
     budget: AttackBudget,
@@ -166,7 +165,7 @@ def attack(
     seed: int = 0,
     number: int = 0,
 ) -> Attack:
-    """Attack the unlearned ``network`` with target latents ``x_0`` ``(M, *latent_shape)`` and their ``texts`` (M).
+    """Attack the unlearned model with target latents ``x_0`` ``(M, *latent_shape)`` and their ``texts`` (M).
 
     The search ``number`` of ``budget.searches``. Only the first ``budget.images`` are used. ``prompts``: before which
     the words are to stand. Random words are none of theirs; the search may come to the target's own name, as anyone
@@ -180,7 +179,7 @@ def attack(
     unsaid = [i for i, word in enumerate(words) if word.lower() not in said]
     if not unsaid:
         raise VduError("the tokenizer has no word that is one token: there is nothing to attack with")
-    search, x_0 = _Search(backbone, network, texts[: budget.images], words), x_0[: budget.images]
+    search, x_0 = _Search(backbone, backbone.network, texts[: budget.images], words), x_0[: budget.images]
     draws, unseen = (_draws(backbone, x_0, budget.times, generator(seed, *stream, s)) for s in ("seen", "unseen"))
     g = generator(seed, *stream)
     drawn = torch.randint(len(unsaid), (budget.candidates + 1, budget.words), generator=g).tolist()

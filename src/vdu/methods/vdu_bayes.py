@@ -81,9 +81,10 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
     stability, start = term(preparation.own_bank), preparation.closed_form
     plasticity = term(preparation.taught_forget_bank)
     until = guided_until(plasticity.guided_times, stability.guided_times)
-    score = preparation.forget_score(until)
-    for part in (plasticity, stability):
-        part.guide(score, until, preparation.precision)
+    if until:
+        score = preparation.forget_score(until)
+        for part in (plasticity, stability):
+            part.guide(score, until, preparation.precision)
     return Objective(settings.gamma, plasticity, stability, start=start)
 
 

@@ -1,1 +1,1 @@
-"""The objective in two slots, plasticity and stability, and what the methods put into them."""
+"""The objective: plasticity and stability, what methods put into these two slots, and gradients that fit neither."""

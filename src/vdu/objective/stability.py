@@ -15,7 +15,9 @@ Panda et al., arXiv 2510.04058; the proximal form follows the argument for decou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone
 from vdu.diffusion.denoising import regression_error
 from vdu.diffusion.noising import Clean, draw
-from vdu.posterior import Posterior
+from vdu.posterior import MEDIAN_OF, Posterior
 
 __all__ = ["OutputStability", "WeightStability"]
 
@@ -44,7 +46,12 @@ class WeightStability:
         self.mean = [anchors[n].to(p.device, torch.float32) for n, p in named]
         self.variance = [posterior.variance[n].to(p.device) for n, p in named]
         self.count = sum(p.numel() for p in self.parameters)
-        self.typical_sd = float(torch.cat([v.flatten() for v in self.variance]).median()) ** 0.5
+
+    @cached_property
+    def typical_sd(self) -> float:
+        """The median σ*, of every so manieth weight of a large network."""
+        every = math.ceil(self.count / MEDIAN_OF)
+        return float(torch.cat([v.flatten()[::every] for v in self.variance]).median()) ** 0.5
 
     def _triples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """θ, μ* and 1/σ*² of each tensor."""

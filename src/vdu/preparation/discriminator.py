@@ -27,6 +27,7 @@ __all__ = ["Discriminator", "fit_head", "fit_prompted_head"]
 
 LEARNING_RATE = 1e-3
 STEPS = 400
+HIDDEN, FREQUENCIES = 128, 8
 BATCH_SIZE = 256
 LEFT_OUT = 0.2
 
@@ -41,13 +42,13 @@ class Discriminator(nn.Module):
     spread: Tensor
     frequency: Tensor
 
-    def __init__(self, dimensions: int, hidden: int = 128, frequencies: int = 8) -> None:
+    def __init__(self, dimensions: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(dimensions))
         self.register_buffer("spread", torch.ones(dimensions))
-        self.register_buffer("frequency", math.pi * torch.arange(1, frequencies + 1).float())
-        into = dimensions + 2 * frequencies
-        self.layers = nn.Sequential(nn.Linear(into, hidden), nn.SiLU(), nn.Dropout(0.3), nn.Linear(hidden, 1))
+        self.register_buffer("frequency", math.pi * torch.arange(1, FREQUENCIES + 1).float())
+        into = dimensions + 2 * FREQUENCIES
+        self.layers = nn.Sequential(nn.Linear(into, HIDDEN), nn.SiLU(), nn.Dropout(0.3), nn.Linear(HIDDEN, 1))
 
     def standardise(self, features: Tensor) -> None:
         """Fix centre and spread from features ``(N, D)``."""

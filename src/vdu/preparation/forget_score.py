@@ -23,6 +23,7 @@ from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["fit_forget_score"]
 
+BATCH_SIZE = 32
 LEARNING_RATE = 3e-4
 LORA_LEARNING_RATE = 1e-3  # a LoRA is customarily trained at several times the rate of whole weights; not measured here
 
@@ -34,7 +35,6 @@ def fit_forget_score(
     *,
     steps: int,
     until: float = 1.0,
-    batch_size: int = 32,
     precision: str = "fp32",
     lora_rank: int | None = None,
     gradient_checkpointing: bool = False,
@@ -45,7 +45,7 @@ def fit_forget_score(
     """
     network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
     learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
-    unasked, batch_size = Denoising(backbone, Clean(forget.x_0), until), min(batch_size, backbone.largest_batch)
+    unasked, batch_size = Denoising(backbone, Clean(forget.x_0), until), min(BATCH_SIZE, backbone.largest_batch)
     optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
     for step in range(steps):
         with autocast(network, precision):

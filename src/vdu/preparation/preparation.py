@@ -13,11 +13,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.diffusion.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
 from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import DEFAULT_STEPS, sample
-from vdu.errors import VduError
 from vdu.posterior import Posterior
 from vdu.preparation.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.preparation.forget_score import fit_forget_score
@@ -26,8 +24,7 @@ from vdu.preparation.retained_samples import RetainedSamples
 from vdu.seeding import generator
 from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.text.closed_form import ClosedForm
-from vdu.text.inversion import find_prompts
-from vdu.text.vocabulary import likely_asking
+from vdu.text.search import asking_for
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -71,24 +68,17 @@ class Preparation:
 
     @cached_property
     def asking(self) -> Asking | None:
-        """Asks for the undesired with the one prompt that was given, or with prompts found from the images, or not."""
-        backbone = self.backbone
-        if not isinstance(backbone, StableDiffusionBackbone):
-            return None
-        given = set(backbone.prompts.forget) if backbone.prompts else set()
-        if any(text.strip() for text in given):
-            return Asking(backbone, tuple(given)) if len(given) == 1 else None
-        if not self.inversion_steps:
-            return None
-        self.begin(f"finding prompts that ask for the forget images, {self.inversion_steps} steps")
-        x_0, steps, checkpointing = self.forget.x_0, self.inversion_steps, self.gradient_checkpointing
-        found = find_prompts(
-            backbone, x_0, self.seed, steps=steps, precision=self.precision, gradient_checkpointing=checkpointing
+        """Asks for the undesired, in words that were given or with prompts found from the images; None: nobody does."""
+        return asking_for(
+            self.backbone,
+            self.forget.x_0,
+            self.seed,
+            inversion_steps=self.inversion_steps,
+            most_words=self.own_count // OWN_OF_TRIED,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+            begin=self.begin,
         )
-        self.begin("looking for words that ask for them")
-        most, texts = self.own_count // OWN_OF_TRIED, backbone.prompts.neutral if backbone.prompts else ()
-        words = likely_asking(backbone, x_0, texts, self.seed, most=most, precision=self.precision)
-        return Asking(backbone, found=found, tried=words)
 
     @cached_property
     def own_prompts(self) -> AskedPrompts | None:
@@ -141,11 +131,9 @@ class Preparation:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """What to forget in words, each once. Raises `VduError` where the model takes no text or none was given."""
-        if self.backbone.prompts is None:
-            raise VduError("this method needs a model that takes text: choose another --method")
-        if not self.backbone.prompts.concepts:
-            raise VduError("this method needs the concept in words: give --prompt TEXT")
+        """What to forget in words, each once."""
+        assert self.backbone.prompts is not None
+        assert self.backbone.prompts.concepts, "checked before any work (`vdu.objective.needs`)"
         return self.backbone.prompts.concepts
 
     @property
@@ -160,10 +148,9 @@ class Preparation:
         return ClosedForm.among_neutral(asking.backbone, words) if asking and words else None
 
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
-        """``c`` ``(N,)`` of ``texts``. Raises `VduError` where the model takes no text."""
+        """``c`` ``(N,)`` of ``texts``, for a model that takes text."""
         numbers = self.backbone.condition(texts)
-        if numbers is None:
-            raise VduError("this method needs a model that takes text: choose another --method")
+        assert numbers is not None
         return numbers
 
     def samples_of(self, texts: Sequence[str], count: int) -> Clean:
@@ -287,14 +274,12 @@ class Preparation:
 
     @property
     def retain(self) -> Clean:
-        """D_r. Raises `VduError` when none was given."""
-        if self.given_retain is None:
-            raise VduError("this method needs images to keep: give --retain FOLDER")
+        """D_r."""
+        assert self.given_retain is not None
         return self.given_retain
 
     @property
     def posterior(self) -> Posterior:
-        """p(θ|D). Raises `VduError` when none was given."""
-        if self.given_posterior is None:
-            raise VduError("this method needs a posterior: give --posterior FILE (`vdu posterior` makes one)")
+        """p(θ|D)."""
+        assert self.given_posterior is not None
         return self.given_posterior

@@ -143,8 +143,7 @@ def _guard_ends(unlearning: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     seen = [g for g in unlearning["guard"] if g["step"] <= best]
     if not seen:
         return None
-    first = seen[0] if seen[0]["step"] == 0 else {"forget_share": unlearning.get("share")}
-    return first, seen[-1]
+    return seen[0], seen[-1]
 
 
 def _percent_of(fraction: Any) -> str:
@@ -260,7 +259,7 @@ def write_report(
     """Write the report. Images ``(N, C, H, W)`` in [-1, 1]; ``before[i]`` and ``after[i]`` are of equal seed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("vdu")
+    loader = PackageLoader("vdu.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     filters = {"number": number, "percent": percent, "fraction": _percent_of, "prompts": quoted_prompts}
     environment.filters |= filters

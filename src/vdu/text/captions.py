@@ -78,7 +78,9 @@ def _of_folder(folder: Path, files: Sequence[Path]) -> tuple[str, ...] | None:
 def _of_rows(rows: Any) -> tuple[str, ...] | None:
     found = (row.get("text") if isinstance(row, dict) else None for row in rows)
     texts = tuple(text for text in found if isinstance(text, str))
-    return texts if len(texts) == len(rows) else None
+    if texts and len(texts) < len(rows):
+        raise VduError(f"{len(rows) - len(texts)} of {len(rows)} rows have no text: caption all of them or none")
+    return texts or None
 
 
 def _captions(given: Sequence[str], source: Any, images: ImageSet) -> tuple[str, ...]:

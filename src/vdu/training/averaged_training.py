@@ -92,7 +92,9 @@ def train_with_average(
     log = _Log(run.log, first)
     for step in range(first, run.steps):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step)
-        loss = loss_at(step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step)  # of what the network itself draws: dropout
+            loss = loss_at(step)
         descend(optimizer, loss, run.max_gradient_norm)
         log.add(loss.item())
         ema_update(average, model, run.ema_decay, step)

@@ -7,10 +7,9 @@ s' counts the steps of the cycle that step s is in, W are its warm-up's (Loshchi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -20,15 +19,18 @@ from torch import Tensor, nn
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
 from vdu.diffusion.training_loss import training_loss
-from vdu.images.augmentation import mirrored
-from vdu.output import replacing
+from vdu.output import replacing, write_record
 from vdu.precision import autocast
 from vdu.seeding import generator
+from vdu.training.augmentation import mirrored
 from vdu.training.averaged_training import TrainingRun, train_with_average
 from vdu.training.recipe import Recipe, Training
 from vdu.training.starting_weights import starting_weights
 from vdu.weights.checkpoint import write_tensors
 from vdu.weights.schedules import cosine_to_zero
+
+if TYPE_CHECKING:
+    from vdu.training.text_to_image.recipe import TextRecipe
 
 __all__ = [
     "checkpoint_path",
@@ -79,7 +81,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     corpus = recipe.load_corpus(data).without(recipe.without)
     average = train_with_average(
         model,
-        training_run(settings, out, recipe.sha256(), recipe.shorter()),
+        training_run(settings, out, recipe, corpus.sha256),
         lambda step: _loss(model, scheduler, corpus, settings, step),
         lambda step: cycled_learning_rate(settings, step),
         checkpoint_writer(settings, out, lambda average: average),
@@ -92,8 +94,8 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     return out / "pipeline"
 
 
-def training_run(settings: Training, out: Path, identity: str, shorter: Collection[str] = ()) -> TrainingRun:
-    """The files of a run into ``out``; ``identity`` and ``shorter`` as of `TrainingRun`."""
+def training_run(settings: Training, out: Path, recipe: Recipe | TextRecipe, data_sha256: str) -> TrainingRun:
+    """The files of a run of ``recipe`` into ``out``, which is gone on with on the same data only."""
     return TrainingRun(
         settings.steps,
         settings.state_every_steps,
@@ -101,8 +103,8 @@ def training_run(settings: Training, out: Path, identity: str, shorter: Collecti
         settings.max_gradient_norm,
         out / "state.safetensors",
         out / "log.jsonl",
-        identity,
-        shorter,
+        f"{recipe.sha256()} {data_sha256}",
+        {f"{shorter} {data_sha256}" for shorter in recipe.shorter()},
     )
 
 
@@ -141,4 +143,4 @@ def write_provenance(
         "images": len(corpus.images),
         "torch": torch.__version__,
     } | (begun or {})
-    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    write_record(out / "provenance.json", provenance)

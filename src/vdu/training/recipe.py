@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from vdu.backbone.contract import PREDICTION_TYPES
 from vdu.bounds import Count, Fraction, Positive, Seed
 from vdu.corpora import Corpus, load_corpus
-from vdu.detector.classifier import ClassifierSettings
 from vdu.errors import VduError, in_one_line, nearest
 from vdu.settings_file import checked, read_toml
+from vdu.training.classifier import ClassifierSettings
 
 __all__ = ["RECIPES", "Recipe", "Training", "check_noise", "check_shape", "made", "read_recipe"]
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parent / "recipes"
 P = TypeVar("P")
 
 

@@ -16,7 +16,7 @@ import torch
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.corpora import Corpus
 from vdu.corpora.forget_folder import FORGET_IMAGES, write_class_images
-from vdu.detector.classifier import save_classifier, train_classifier
+from vdu.detector.classifier import save_classifier
 from vdu.detector.contract import load_detector
 from vdu.diffusion.sampling import SAMPLER
 from vdu.errors import VduError
@@ -27,10 +27,11 @@ from vdu.output import replacing
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
 from vdu.settings_file import checked
+from vdu.training.classifier import train_classifier
 from vdu.training.denoiser import checkpoint_path
+from vdu.training.half_precision import write_half_precision
 from vdu.training.recipe import Recipe
 from vdu.training.text_to_image.zoo_build import fill_text_to_image_zoo
-from vdu.weights.half_precision import write_half_precision
 
 __all__ = ["build_zoo_model"]
 
@@ -103,12 +104,13 @@ def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
     """Write the folder ``out`` (replaced as a whole) from the run folder of `train`; returns the provenance."""
     try:
         provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
-    except OSError as error:
-        raise VduError(f"{run} has no provenance.json: finish `vdu train` into it first") from error
-    fill = fill_text_to_image_zoo if "text_encoder" in provenance["recipe"] else _fill
+        recipe = provenance["recipe"]
+    except (OSError, ValueError, KeyError) as error:
+        raise VduError(f"{run} has no provenance.json of a recipe: finish `vdu train` into it first") from error
+    fill = fill_text_to_image_zoo if "text_encoder" in recipe else _fill
     with replacing(out) as beside:
         beside.mkdir()
-        measured = fill(provenance["recipe"], run, data, beside)
+        measured = fill(recipe, run, data, beside)
         provenance |= {
             "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
             "model_sha256": weights_sha256(load_backbone(beside / "pipeline").network),

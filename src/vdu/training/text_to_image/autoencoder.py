@@ -15,11 +15,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from vdu.images.augmentation import mirrored
+from vdu.corpora.emoji import Emoji
+from vdu.errors import VduError
 from vdu.images.image_set import to_bytes
 from vdu.output import replacing
 from vdu.precision import autocast
 from vdu.seeding import generator
+from vdu.training.augmentation import mirrored
 from vdu.training.averaged_training import TrainingRun, train_with_average
 from vdu.training.text_to_image.recipe import AutoencoderTraining, TextRecipe
 from vdu.weights.schedules import cosine_to_zero
@@ -54,14 +56,23 @@ def decode_latents(model: AutoencoderKL, latents: Tensor, batch_size: int = 64) 
     return torch.cat([to_bytes(model.decode(part).sample) for part in latents.split(batch_size)])
 
 
-def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path) -> AutoencoderKL:
-    """Train on uint8 ``images`` ``(N, 3, H, W)``; goes on where an earlier run into ``out`` stopped.
+def _finished(recipe: TextRecipe, folder: Path) -> AutoencoderKL:
+    model = AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+    for name, wanted in recipe.autoencoder.items():
+        if model.config[name] != wanted:
+            raise VduError(f"{folder} is of another recipe (autoencoder.{name}): remove it or choose another --out")
+    return model
+
+
+def train_autoencoder(recipe: TextRecipe, emoji: Emoji, out: Path) -> AutoencoderKL:
+    """Train on the pictures of ``emoji``; goes on where an earlier run into ``out`` stopped.
 
     Writes ``out/autoencoder`` (averaged weights, a diffusers folder) and returns it; a finished one is read back.
+    Raises `VduError` where it is of another recipe.
     """
-    settings, folder = recipe.autoencoder_training, out / "autoencoder"
+    settings, folder, images = recipe.autoencoder_training, out / "autoencoder", emoji.images
     if folder.is_dir():
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+        return _finished(recipe, folder)
     torch.manual_seed(settings.seed)
     model = AutoencoderKL(**recipe.autoencoder)
 
@@ -76,7 +87,7 @@ def train_autoencoder(recipe: TextRecipe, images: Tensor, out: Path) -> Autoenco
         1.0,
         out / "autoencoder-state.safetensors",
         out / "autoencoder-log.jsonl",
-        recipe.sha256("autoencoder", "autoencoder_training", "size"),
+        f"{recipe.sha256('autoencoder', 'autoencoder_training', 'size')} {emoji.sha256}",
     )
     average = train_with_average(model, run, lambda step: _loss(model, images, settings, step), learning_rate_at)
     average.register_to_config(scaling_factor=1 / float(encode_images(average, images[:2000]).std()))

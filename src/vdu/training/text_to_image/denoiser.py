@@ -87,7 +87,7 @@ def train_denoiser(recipe: TextRecipe, latents: Tensor, emoji: Emoji, tokenizer:
     model, scheduler = _new_modules(recipe, tokenizer), DDPMScheduler(**recipe.noise)
     average = train_with_average(
         model,
-        training_run(settings, out, recipe.sha256(), recipe.shorter()),
+        training_run(settings, out, recipe, emoji.sha256),
         lambda step: _loss(model, scheduler, latents, emoji, tokenizer, recipe, step),
         lambda step: cycled_learning_rate(settings, step),
         checkpoint_writer(settings, out, lambda average: average.get_submodule("unet")),

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
-from vdu.detector.classifier import save_classifier, train_classifier
-from vdu.training.text_to_image.recipe import TextRecipe
+from vdu.detector.classifier import load_classifier, save_classifier
+from vdu.errors import VduError
+from vdu.training.classifier import train_classifier
+from vdu.training.text_to_image.recipe import Domain, TextRecipe
 
 __all__ = ["CLASSES", "domain_corpus", "seen", "train_evaluator"]
 
-CLASSES = {"style": STYLES, "object": tuple(KINDS)}
+CLASSES: dict[Domain, tuple[str, ...]] = {"style": STYLES, "object": tuple(KINDS)}
 UNSEEN_SHARE = 0.15
 
 
@@ -29,7 +31,7 @@ def seen(thing: str) -> bool:
     return int.from_bytes(hashlib.sha256(thing.encode()).digest()[:4], "big") / 2**32 >= UNSEEN_SHARE
 
 
-def domain_corpus(emoji: Emoji, domain: str, train: bool, decoded: Tensor | None = None) -> Corpus:
+def domain_corpus(emoji: Emoji, domain: Domain, train: bool, decoded: Tensor | None = None) -> Corpus:
     """The pictures that a judge of ``domain`` (style or object) is trained on, or those it is tested on.
 
     ``decoded``: all pictures of ``emoji`` as the autoencoder gives them back, to be added.
@@ -49,13 +51,19 @@ def domain_corpus(emoji: Emoji, domain: str, train: bool, decoded: Tensor | None
     )
 
 
-def train_evaluator(recipe: TextRecipe, emoji: Emoji, decoded: Tensor, domain: str, out: Path) -> Path:
+def train_evaluator(recipe: TextRecipe, emoji: Emoji, decoded: Tensor, domain: Domain, out: Path) -> Path:
     """The folder ``out/{domain}-classifier``: a classifier with its calibrated reject; a finished one is kept.
 
-    ``decoded``: as of `domain_corpus`, for the style. Accuracy and reject are those on real pictures.
+    ``decoded``: as of `domain_corpus`, for the style. Accuracy and reject are those on real pictures. Raises `VduError`
+    where the finished one is of another recipe or other pictures.
     """
     folder = out / f"{domain}-classifier"
-    if not folder.is_dir():
+    if folder.is_dir():
+        _, card = load_classifier(folder)
+        wanted = recipe.judges[domain]
+        if (card.architecture, card.width, card.data_sha256) != (wanted.architecture, wanted.width, emoji.sha256):
+            raise VduError(f"{folder} is of another recipe or of other pictures: remove it or choose another --out")
+    else:
         view = decoded if domain == "style" else None
         parts = domain_corpus(emoji, domain, True, view), domain_corpus(emoji, domain, False)
         save_classifier(*train_classifier(*parts, recipe.judges[domain]), folder)

@@ -10,16 +10,17 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vdu.bounds import Count, Fraction, NotNegative, Positive, Seed
-from vdu.detector.classifier import ClassifierSettings
 from vdu.errors import VduError
 from vdu.settings_file import checked, read_toml
+from vdu.training.classifier import ClassifierSettings
 from vdu.training.recipe import RECIPES, Training, check_noise, check_shape, made
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
 
-__all__ = ["AutoencoderTraining", "TextRecipe", "is_text_recipe", "read_text_recipe"]
+__all__ = ["AutoencoderTraining", "Domain", "TextRecipe", "is_text_recipe", "read_text_recipe"]
 
+Domain = Literal["style", "object"]
 OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 # Trailing: a solver of few steps starts at the very last time, as the library's own sampler does.
 SAMPLING = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}
@@ -56,7 +57,7 @@ class TextRecipe(BaseModel):
     unet: dict[str, Any]
     noise: dict[str, Any]
     training: Training
-    judges: dict[str, ClassifierSettings]
+    judges: Annotated[dict[Domain, ClassifierSettings], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -76,8 +77,10 @@ class TextRecipe(BaseModel):
 
     def text_config(self, **tokenizer: int) -> CLIPTextConfig:
         """Of the text encoder; ``tokenizer``: its size and marks. Raises ValueError for settings that are none."""
-        from transformers import CLIPTextConfig
-
+        try:
+            from transformers import CLIPTextConfig
+        except ImportError as error:
+            raise VduError("a text-to-image recipe needs a package: pip install transformers") from error
         for name in self.text_encoder:
             if name in OF_THE_TOKENIZER:
                 raise ValueError(f"text_encoder.{name} follows from the tokenizer: leave it out")

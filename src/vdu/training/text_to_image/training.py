@@ -40,7 +40,7 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     """
     emoji = read_emoji(data, recipe.size)
     tokenizer = make_tokenizer(data, recipe.merges, recipe.text_config().max_position_embeddings)
-    vae = train_autoencoder(recipe, emoji.images, out)
+    vae = train_autoencoder(recipe, emoji, out)
     latents = encode_images(vae, emoji.images)
     decoded = decode_latents(vae, latents)
     for domain in CLASSES:

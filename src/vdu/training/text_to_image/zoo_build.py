@@ -18,10 +18,10 @@ from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector.contract import load_detector
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.settings_file import checked
+from vdu.training.half_precision import write_half_precision
 from vdu.training.text_to_image.evaluators import CLASSES
 from vdu.training.text_to_image.prompt_set import judged_objects, write_prompts
 from vdu.training.text_to_image.recipe import TextRecipe
-from vdu.weights.half_precision import write_half_precision
 
 __all__ = ["fill_text_to_image_zoo"]
 
