@@ -179,7 +179,7 @@ def test_files_that_are_something_else(tmp_path, monkeypatch):
     with pytest.raises(VduError, match=r"train\.parquet"):
         load_corpus("cifar10", tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(VduError, match=r"pip install 'vdu\[data\]'"):
+    with pytest.raises(VduError, match=r"pip install pyarrow"):
         load_corpus("cifar10", tmp_path)
 
 
