@@ -1,1 +1,1 @@
-"""Pictures as tensors in [-1, 1]: image folders, contact sheets, random changes."""
+"""Pictures as tensors in [-1, 1]: image folders and contact sheets."""

@@ -24,7 +24,7 @@ from vdu.preparation.retained_samples import RetainedSamples
 from vdu.seeding import generator
 from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.text.closed_form import ClosedForm
-from vdu.text.search import asking_for
+from vdu.text.search import find_asking
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -69,7 +69,7 @@ class Preparation:
     @cached_property
     def asking(self) -> Asking | None:
         """Asks for the undesired, in words that were given or with prompts found from the images; None: nobody does."""
-        return asking_for(
+        return find_asking(
             self.backbone,
             self.forget.x_0,
             self.seed,

@@ -12,10 +12,10 @@ from vdu.text.asking import Asking
 from vdu.text.inversion import find_prompts
 from vdu.text.vocabulary import likely_asking
 
-__all__ = ["asking_for"]
+__all__ = ["find_asking"]
 
 
-def asking_for(
+def find_asking(
     backbone: Backbone,
     x_0: Tensor,
     seed: int,
