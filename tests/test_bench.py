@@ -156,3 +156,34 @@ def test_every_shipped_suite_asks_for_classes_that_its_model_knows(name):
     assert zoo is not None
     asked = {*suite.targets, *(target for arm in suite.methods.values() for target in arm.targets or ())}
     assert asked <= set(zoo.class_names)
+
+
+def test_a_part_of_a_suite_has_its_runs_and_no_others():
+    suite = read_suite("mnist-digits")
+    chosen = {"methods": ["siss", "vdu"], "targets": ["4", "0"], "seeds": [1]}
+    part = suite.part(**chosen)
+    wanted = [r for r in suite.runs() if r.label in ("siss", "vdu") and r.target in ("4", "0") and r.seed == 1]
+    assert list(part.runs()) == wanted
+    assert {r.label for r in wanted} == {"siss", "vdu"}
+    assert list(suite.part().runs()) == list(suite.runs())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--method", "vdu-quik", "no method 'vdu-quik' in suite mnist-digits: did you mean 'vdu-quick'"),
+        ("--target", "ten", "no target 'ten' in suite mnist-digits"),
+        ("--seed", "9", "no seed 9 in suite mnist-digits: Known: 0, 1, 2"),
+    ],
+)
+def test_what_a_suite_has_not_is_not_run(tmp_path, monkeypatch, capsys, option, value, said):
+    code, _, err = run_vdu(monkeypatch, capsys, "bench", "run", "mnist-digits", option, value, "--results", tmp_path)
+    assert code == 2
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_measurement_of_one_step_has_no_parts(tmp_path, monkeypatch, capsys):
+    code, _, err = run_vdu(monkeypatch, capsys, "bench", "run", "step-cost", "--seed", "0", "--results", tmp_path)
+    assert code == 2
+    assert "step-cost is measured whole" in err

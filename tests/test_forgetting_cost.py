@@ -89,8 +89,8 @@ def test_only_a_sound_look_at_the_whole_way_counts(looks, step, pul):
 
 def test_rows_of_one_seed_are_made_once_and_shown(suite, tmp_path, monkeypatch, capsys):
     said = []
-    run_forgetting_cost(suite, tmp_path, ["8"], 32, said.append)
-    run_forgetting_cost(suite, tmp_path, ["8"], 32, said.append)
+    run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)
+    run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)
     assert [line.split(":")[0] for line in said] == ["cost-few", "ascent 8", "replay 8", "cost-few"]
     rows = read_rows("cost-few", tmp_path)
     assert [(row["method"], row["target"], row["seed"]) for row in rows] == [("ascent", "8", 0), ("replay", "8", 0)]
@@ -99,12 +99,12 @@ def test_rows_of_one_seed_are_made_once_and_shown(suite, tmp_path, monkeypatch, 
     assert code == 0, err
     assert out.count("all steps taken") == 2
     with pytest.raises(VduError, match="other settings or samples"):
-        run_forgetting_cost(suite, tmp_path, ["8"], 33, said.append)
+        run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 33, said.append)
 
 
 def test_a_refused_run_is_a_row_and_does_not_stop_the_others(suite, tmp_path):
     said = []
-    run_forgetting_cost(suite, tmp_path, ["8"], 8, said.append)  # so few that none of them is an 8
+    run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 8, said.append)  # so few that none of them is an 8
     row = json.loads((tmp_path / "cost-few" / "replay-8.json").read_text())["row"]
     assert row["ended"] == "refused: of 8 samples of mnist-14 none is of class 8: nothing can go"
     assert row["seconds"] is row["step"] is None
@@ -138,8 +138,9 @@ def test_a_peak_is_forgotten():
 
 
 def test_what_cannot_be_measured_is_refused(suite, tmp_path, monkeypatch, capsys):
-    with pytest.raises(VduError, match="no target '3' in suite few"):
-        run_forgetting_cost(suite, tmp_path, ["3"], 32, print)
+    code, _, err = run_vdu(monkeypatch, capsys, "bench", "cost", "mnist-14", "--target", "2", "--results", tmp_path)
+    assert code == 2
+    assert "no target '2' in suite mnist-14" in err
     for name, said in (("emoji-styles", "has no PUL"), ("mnist-checkpoints", "posteriors of checkpoints")):
         code, _, err = run_vdu(monkeypatch, capsys, "bench", "cost", name, "--results", tmp_path)
         assert code == 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from vdu.backbone import Backbone, load_backbone
 from vdu.bench.peak_memory import forget_peak, peak_bytes
 from vdu.bench.suite import Run, Suite, given_images, require_inputs, zoo_model
 from vdu.detector.contract import Detector, load_detector
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, read_inputs
 from vdu.loop import LoopResult, run_loop
@@ -146,17 +146,14 @@ def _measured(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
             return nothing | {"ended": "the system ended the process"}
 
 
-def _runs(suite: Suite, targets: Sequence[str]) -> list[Run]:
+def _runs(suite: Suite) -> list[Run]:
     """Those of the first seed. Raises `VduError` for what cannot be measured."""
     if suite.concept is not None:
         raise VduError(f"suite {suite.name} is of a model with text, whose forgetting has no PUL")
-    for target in targets:
-        if target not in suite.targets:
-            raise VduError(f"no target {target!r} in suite {suite.name}: {nearest(target, suite.targets)}")
     if any(arm.checkpoints for arm in suite.methods.values()):
         raise VduError(f"suite {suite.name} makes posteriors of checkpoints, whose cost is not measured: name another")
     require_inputs(suite)
-    return [run for run in suite.runs() if run.seed == suite.seeds[0] and (not targets or run.target in targets)]
+    return list(suite.part(seeds=suite.seeds[:1]).runs())
 
 
 def _made_alike(path: Path, asked: dict[str, Any]) -> None:
@@ -166,15 +163,13 @@ def _made_alike(path: Path, asked: dict[str, Any]) -> None:
         raise VduError(f"{path} was measured with other settings or samples: remove it, or give another --results")
 
 
-def run_forgetting_cost(
-    suite: Suite, results: Path, targets: Sequence[str], samples: int, say: Callable[[str], None]
-) -> None:
+def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable[[str], None]) -> None:
     """Measure what is not measured yet, in turn, and write ``cost-<suite>/<method>-<target>.json``.
 
-    ``targets``: some of the suite's, or none for all. Raises `VduError` for what cannot be measured.
+    Raises `VduError` for what cannot be measured.
     """
     missing = []
-    for run in _runs(suite, targets):
+    for run in _runs(suite):
         path = results / f"cost-{suite.name}" / f"{run.label}-{run.target}.json"
         asked = {"arm": run.arm.model_dump(), "samples": samples}
         if path.is_file():

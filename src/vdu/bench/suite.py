@@ -6,7 +6,7 @@ A suite of a text-to-image model has a table ``[concept]`` and is measured by UA
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,7 +98,24 @@ class Suite(BaseModel):
         for seed in self.seeds:
             for label, arm in self.methods.items():
                 for target in arm.targets or self.targets:
-                    yield Run(label, arm, target, seed)
+                    if target in self.targets:
+                        yield Run(label, arm, target, seed)
+
+    def part(self, *, methods: Sequence[str] = (), targets: Sequence[str] = (), seeds: Sequence[int] = ()) -> Suite:
+        """The suite of some of its methods, targets and seeds; all where none is named.
+
+        Raises `VduError` for one that it has not.
+        """
+        chosen: dict[str, Any] = {}
+        for field, wanted in {"methods": methods, "targets": targets, "seeds": seeds}.items():
+            known = getattr(self, field)
+            for value in wanted:
+                if value not in known:
+                    hint = nearest(str(value), map(str, known))
+                    raise VduError(f"no {field.removesuffix('s')} {value!r} in suite {self.name}: {hint}")
+            kept = [value for value in known if value in (wanted or known)]
+            chosen[field] = {label: known[label] for label in kept} if field == "methods" else kept
+        return self.model_copy(update=chosen)
 
 
 @dataclass(frozen=True)

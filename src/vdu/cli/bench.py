@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vdu.cli.options import Overwrite, make_app
+from vdu.errors import VduError
 from vdu.quiet import quiet
 
 __all__ = ["app"]
@@ -20,12 +21,18 @@ Results = Annotated[Path, typer.Option(help="folder of result files")]
 Forget = Annotated[
     Path | None, typer.Option(help="images by class, from `vdu data prepare`, of a model that ships none")
 ]
+ThisMethod = Annotated[list[str] | None, typer.Option("--method", help="this method only; may be given again")]
+ThisTarget = Annotated[list[str] | None, typer.Option("--target", help="this target only; may be given again")]
+ThisSeed = Annotated[list[int] | None, typer.Option("--seed", help="this seed only; may be given again")]
 
 
 @app.command("run")
 def bench_run(
     suite: Suite,
     results: Results = Path("results"),
+    method: ThisMethod = None,
+    target: ThisTarget = None,
+    seed: ThisSeed = None,
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many runs now")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs side by side, each on its share of the cores")] = 1,
     forget: Forget = None,
@@ -36,6 +43,8 @@ def bench_run(
 ) -> None:
     """Make the runs of a suite that are not there yet, one JSON file and one PNG of samples each."""
     quiet()
+    if (method or target or seed) and (suite == "step-cost" or suite.startswith("memory-")):
+        raise VduError(f"{suite} is measured whole: leave --method, --target and --seed out")
     if suite == "step-cost":
         from vdu.bench.step_cost import run_step_cost
 
@@ -50,7 +59,8 @@ def bench_run(
     from vdu.bench.suite import read_suite
 
     asked = read_suite(suite, forget, checkpoints, also=("step-cost", "memory-sd15"))
-    run_suite(asked, results, limit, jobs, typer.echo, cluster)
+    part = asked.part(methods=method or (), targets=target or (), seeds=seed or ())
+    run_suite(part, results, limit, jobs, typer.echo, cluster)
 
 
 @app.command("oracle")
@@ -72,7 +82,7 @@ def bench_oracle(
 @app.command("cost")
 def bench_cost(
     suite: Suite,
-    target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
+    target: ThisTarget = None,
     samples: Annotated[int, typer.Option(min=8, help="samples of each look at how much is gone")] = 500,
     forget: Forget = None,
     results: Results = Path("results"),
@@ -82,16 +92,16 @@ def bench_cost(
     from vdu.bench.forgetting_cost import run_forgetting_cost
     from vdu.bench.suite import read_suite
 
-    run_forgetting_cost(read_suite(suite, forget), results, target or (), samples, typer.echo)
+    run_forgetting_cost(read_suite(suite, forget).part(targets=target or ()), results, samples, typer.echo)
 
 
 @app.command("show")
 def bench_show(
     suite: Suite,
     results: Results = Path("results"),
-    method: Annotated[list[str] | None, typer.Option(help="this method only; may be given again")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="this target only; may be given again")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="this seed only; may be given again")] = None,
+    method: ThisMethod = None,
+    target: ThisTarget = None,
+    seed: ThisSeed = None,
     columns: Annotated[str, typer.Option(help="only these figures, with commas between: pul,u_fid_ratio")] = "",
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
