@@ -64,6 +64,19 @@ def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_m
     torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("items", "own_bank"), [(66, True), (72, False)])
+def test_forget_images_of_which_training_holds_few_early_pictures_are_judged_by_others(
+    backbone, forget, monkeypatch, items, own_bank
+):
+    monkeypatch.setattr("vdu.preparation.preparation.fill_bank", fill_bank)
+    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
+    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
+    judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=12, t_range=(0.0, 0.5))
+    early = fill_bank(backbone, forget, 3, "judged-forget", items=items, t_range=(0.0, 0.5))
+    c = responsibilities(early if own_bank else preparation.forget_bank, judged, 3)
+    torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
+
+
 def test_a_run_makes_as_many_own_samples_and_fits_the_score_as_long_as_it_is_told(backbone, forget):
     few = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=1)
     more = Preparation(backbone, Clean(forget), seed=0, own_count=9, score_steps=2)

@@ -31,6 +31,7 @@ __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 OWN_SAMPLES = 512
 SCORE_STEPS = 100
 JUDGED_DRAWS, JUDGED_ITEMS = 12, 6144
+FEWEST_JUDGED_DRAWS = 6
 SHARE_OF_ONE = 0.05
 FEWEST_RETAINED = 16
 
@@ -195,16 +196,23 @@ class Preparation:
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind, judged by noised pictures of its own bank.
 
+        So are forget images where they are so many that their bank for training holds few early pictures of each.
         π, given or not, is the share of what is made without being asked for it.
         """
         forget, own = self.forget_bank, self.own_samples
         self.begin("finding the undesired part of its images")
-        items = min(JUDGED_DRAWS * len(own), JUDGED_ITEMS)
-        judged = fill_bank(
-            self.backbone, own.x_0, self.seed, "judged", precision=self.precision, items=items, t_range=(0.0, EARLY)
-        )
+        # Scores of too few pictures each are mostly noise, which hides how alike the worst forget images are.
+        if forget.earliest(EARLY) < FEWEST_JUDGED_DRAWS * forget.images:
+            forget = self._judged(self.forget.x_0, "judged-forget", self.bank_items)
+        judged = self._judged(own.x_0, "judged", min(JUDGED_DRAWS * len(own), JUDGED_ITEMS))
         found_from = self.own_prompts.found_from if self.own_prompts else None
         return responsibilities(forget, judged, self.seed, self._known_share, self.sought, found_from)
+
+    def _judged(self, x_0: Tensor, stream: str, items: int) -> NoisedBank:
+        """A bank at early times alone, without prompts."""
+        return fill_bank(
+            self.backbone, x_0, self.seed, stream, precision=self.precision, items=items, t_range=(0.0, EARLY)
+        )
 
     @property
     def _known_share(self) -> float | None:
