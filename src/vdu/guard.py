@@ -133,7 +133,7 @@ class Guard:
         return self._scored(step, self._sample(network))
 
     def _scored(self, step: int, images: Tensor, shares: tuple[float, float] | None = None) -> Check:
-        diversity = _spread(images) / self.diversity
+        diversity = _spread(images) / self.diversity if self.diversity else 1.0  # all alike: none to lose
         change = float((images - self.original).pow(2).mean().sqrt())
         # Pixels that are finite may still be too large to be squared.
         if not math.isfinite(diversity) or not math.isfinite(change):

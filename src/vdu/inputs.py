@@ -89,8 +89,12 @@ def read_inputs(backbone: Backbone, given: Given) -> Inputs:
     taught = load_teacher(given.teacher, backbone) if given.teacher is not None else None
     prior = _prior(given.posterior, backbone)
     judge = load_detector(given.detector) if given.detector is not None else None
+    if judge:
+        judge.check(backbone.shape)
     counted = (judge, judge.class_index(given.target or most_seen_class(judge, undesired))) if judge else None
-    captions = forget_captions(backbone, given.forget, undesired), retain_captions(backbone, given.retain, kept)
+    said = forget_captions(backbone, given.forget, undesired)
+    undesired, first = undesired.without_copies()
+    captions = tuple(said[i] for i in first), retain_captions(backbone, given.retain, kept)
     return Inputs(undesired, kept, taught, prior, counted, captions, backbone.prompts)
 
 

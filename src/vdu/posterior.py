@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 FLOOR_SHARE_OF_MEDIAN = 1e-2
+SMALLEST_SCALE = 1e-18  # whose square is still a number in float32
 MEDIAN_OF = 2**24  # values; of a larger network the median is that of every so manieth one
 
 
@@ -182,8 +183,8 @@ def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "we
 
 
 def _check_scale(scale: float) -> None:
-    if not 0 < scale < math.inf:
-        raise VduError(f"the scale, a standard deviation, must be positive and finite, not {scale}")
+    if not SMALLEST_SCALE <= scale < math.inf:
+        raise VduError(f"the scale, a standard deviation, must be at least {SMALLEST_SCALE} and finite, not {scale}")
 
 
 def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:

@@ -50,6 +50,7 @@ class Result:
         Without ``target`` the class that the detector sees in most forget images is meant.
         """
         judge = load_detector(detector)
+        judge.check(self.original.shape)
         target = target or most_seen_class(judge, self.forget)
         options.setdefault("sampler", Sampler(device=self.record["device"]))
         self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)

@@ -61,6 +61,7 @@ class Request:
         """What the method derives from its inputs, its objective for ``network``, and the guard if one is wanted."""
         given, teacher = self.inputs, self.inputs.teacher
         self.backbone.network.to(self.place)
+        self.backbone.probe()
         preparation = Preparation(
             self.backbone,
             given.undesired(self.backbone),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,13 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vdu.backbone.low_rank import merged_state
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError, in_one_line
 from vdu.hashing import tensors_sha256
 from vdu.prompts import Prompts
 
-__all__ = ["Backbone", "check_schedule", "check_weights", "float32_copy", "placed", "weights_sha256"]
+__all__ = ["SOLVER", "Backbone", "float32_copy", "placed", "weights_sha256"]
 
 SOLVER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"}
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SMALLEST_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and x_0 say nothing of each other
 
 
@@ -61,31 +61,6 @@ def float32_copy(module: nn.Module) -> Any:
     return copy.deepcopy(module, shared).float().eval().requires_grad_(False)
 
 
-def check_weights(pipeline: Any) -> None:
-    """Raises `VduError` for a network whose weights are not all there, or not all finite."""
-    for name, parameter in pipeline.unet.named_parameters():
-        if parameter.is_meta:
-            raise VduError(f"the network's weights lack {name!r}: the file is not whole, or of another network")
-        if not torch.isfinite(parameter.detach()).all():
-            raise VduError(f"the network's weights {name!r} are not all finite: give a model that works")
-
-
-def check_schedule(pipeline: Any) -> None:
-    """Raises `VduError` for a prediction type or noise schedule that is not supported."""
-    scheduler = pipeline.scheduler
-    config, own = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
-    kind = config.get("prediction_type")
-    if kind not in PREDICTION_TYPES:
-        raise VduError(f"prediction type {kind!r} is not supported: {nearest('', PREDICTION_TYPES)}")
-    try:
-        DPMSolverMultistepScheduler.from_config(config, **SOLVER)
-        alpha_bar = DDPMScheduler.from_config(config).alphas_cumprod
-    except NotImplementedError as error:
-        raise VduError(f"noise schedule {config.beta_schedule!r} is not supported") from error
-    if own is None or own.shape != alpha_bar.shape or not torch.allclose(own.cpu().float(), alpha_bar, atol=1e-4):
-        raise VduError(f"the noise schedule of {type(scheduler).__name__} is not supported: give a DDPM's or DDIM's")
-
-
 def _contiguous_where_frozen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """torch 2.13 crashes in GroupNorm's CPU backward on channels-last inputs that need no gradient."""
     return tuple(x if x.requires_grad else x.contiguous() for x in inputs)
@@ -113,7 +88,8 @@ class Backbone(ABC):
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prediction_type: str = schedule.config.prediction_type
         alpha_bar: Tensor = schedule.alphas_cumprod
-        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, SMALLEST_ALPHA_BAR)
+        smallest = min(SMALLEST_ALPHA_BAR, float(alpha_bar[alpha_bar > 0].min()) / 2)
+        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, smallest)
         self.timesteps: int = len(self.alpha_bar)
 
     @classmethod
@@ -156,7 +132,7 @@ class Backbone(ABC):
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(_contiguous_where_frozen)
             if isinstance(module, nn.Dropout):
-                module.eval()
+                module.p = 0.0  # whatever mode the network is put into later
         return network
 
     def encode(self, images: Tensor) -> Tensor:
@@ -249,6 +225,20 @@ class Backbone(ABC):
                 handle.remove()
         return output, torch.cat(taken, dim=1)
 
+    def probe(self) -> None:
+        """Raises `VduError` where the network does not work, or gives no numbers, at its first or last time."""
+        x_t = torch.linspace(-1, 1, 2 * math.prod(self.latent_shape), device=self.device).view(2, *self.latent_shape)
+        asked = self.passes
+        try:
+            output, _ = self.original_with_features(x_t, torch.tensor([0, self.timesteps - 1], device=self.device))
+        except Exception as error:  # a network may be put together in any way
+            said = f"{type(error).__name__}: {in_one_line(error)}"
+            raise VduError(f"the network cannot be asked about a picture of its size ({said}): give another") from error
+        self.passes = asked
+        for t, x in zip((0, self.timesteps - 1), output, strict=True):
+            if not x.isfinite().all():
+                raise VduError(f"the network's output at time {t} is not finite: give a model that works")
+
     def denoise(
         self, network: nn.Module, noise: Tensor, steps: int, generators: list[torch.Generator], c: Tensor | None = None
     ) -> Tensor:
@@ -259,6 +249,10 @@ class Backbone(ABC):
         """
         scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **SOLVER)
         scheduler.set_timesteps(min(steps, self.timesteps), device=noise.device)
+        if scheduler.timesteps[-1] < 0:  # rounding gave it a time too many, after the last
+            scheduler.timesteps = scheduler.timesteps[:-1]
+            scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
+            scheduler.num_inference_steps = len(scheduler.timesteps)
         x_t = noise
         for t in scheduler.timesteps:
             output = self.sampling_output(network, x_t, t.expand(len(x_t)).to(noise.device), c)

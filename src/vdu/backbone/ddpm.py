@@ -13,6 +13,8 @@ from vdu.errors import VduError
 
 __all__ = ["DDPMBackbone"]
 
+PIXELS_AT_ONCE = 128 * 64 * 64  # some 5 GB in a network of 256×256 as DDPM's
+
 
 class DDPMBackbone(Backbone):
     """``shape`` and ``latent_shape`` are the same; ``c`` is always None."""
@@ -22,6 +24,7 @@ class DDPMBackbone(Backbone):
         size = self.network.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.shape = self.latent_shape = (self.network.config.in_channels, height, width)
+        self.largest_batch = max(1, min(self.largest_batch, PIXELS_AT_ONCE // (height * width)))
 
     @classmethod
     def check(cls, pipeline: Any) -> None:

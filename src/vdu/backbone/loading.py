@@ -8,7 +8,8 @@ from typing import Any
 
 import diffusers
 
-from vdu.backbone.contract import Backbone, check_schedule, check_weights
+from vdu.backbone.acceptance import check_schedule, check_weights
+from vdu.backbone.contract import Backbone
 from vdu.backbone.ddpm import DDPMBackbone
 from vdu.backbone.single_file import is_single_file, read_single_file
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone

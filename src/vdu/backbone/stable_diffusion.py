@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vdu.backbone.attention import write_out_attention
@@ -81,6 +81,8 @@ class StableDiffusionBackbone(Backbone):
         absent = [n for n in ("vae", *sum(cls.text_parts, ())) if getattr(pipeline, n, None) is None]
         if absent:
             raise VduError(f"the pipeline lacks its {' and '.join(absent)}: give it whole")
+        if not isinstance(pipeline.vae, AutoencoderKL):
+            raise VduError(f"a VAE of class {type(pipeline.vae).__name__} is not supported: give an AutoencoderKL")
         config, vae = pipeline.unet.config, pipeline.vae.config
         for name in cls.beyond_text:
             if config.get(name) is not None:

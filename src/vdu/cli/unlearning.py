@@ -83,6 +83,7 @@ def _yardstick(
             if value is not None:
                 raise VduError(f"{name} needs a detector: give --detector too")
         return Yardstick(None, None, None)
+    judge.check(backbone.shape)
     name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
     path = reference or (zoo.shipped_reference if zoo and not detector else None)
     return Yardstick(judge, name, load_reference(path, judge, backbone.shape) if path else None)

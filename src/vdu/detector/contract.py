@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ class Detector:
         if features is not None:
             features = features.masked_fill(broken[:, None], torch.nan)
         return Detection(predicted.masked_fill(~sure, -1), features)
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raises `VduError` where it cannot look at pictures of ``shape`` ``(C, H, W)``."""
+        try:
+            self(torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape))
+        except VduError:
+            raise
+        except Exception as error:  # a model may be put together in any way
+            said = f"{type(error).__name__}: {in_one_line(error)}"
+            raise VduError(f"the detector {self.name} cannot look at pictures of {shape} ({said})") from error
 
     @property
     def rejects(self) -> bool:

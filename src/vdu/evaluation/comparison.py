@@ -165,6 +165,7 @@ def evaluate(
     first = original if isinstance(original, Backbone) else load_backbone(original)
     second, third = load_alike(first, unlearned), None if oracle is None else load_alike(first, oracle)
     index = judge.class_index(target)
+    judge.check(first.shape)
     if isinstance(reference, (str, Path)):
         reference = load_reference(Path(reference), judge, first.shape)
     if third is not None and reference is None:

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 BOOTSTRAP_DRAWS = 2000
+DRAWS_AT_ONCE = 100
 FEWEST_SAMPLES = 100  # under it no distance between features is given
 NEIGHBOURS = 3
 ROWS_AT_ONCE = 1024  # of a matrix of all pairs, which never stands in memory as a whole
@@ -52,11 +53,11 @@ def _resampled_counts(flags: Tensor) -> Tensor:
     weights = 2 ** torch.arange(columns)
     cells = (flags.long() * weights).sum(1)
     frequency = torch.bincount(cells, minlength=2**columns).double() / n
-    draws = torch.multinomial(
-        frequency.expand(BOOTSTRAP_DRAWS, -1), n, replacement=True, generator=generator(0, "bootstrap")
-    )
-    bits = (draws.unsqueeze(-1) // weights) % 2
-    return bits.sum(1).double()
+    g, counts = generator(0, "bootstrap"), []
+    for part in torch.arange(BOOTSTRAP_DRAWS).split(DRAWS_AT_ONCE):
+        draws = torch.multinomial(frequency.expand(len(part), -1), n, replacement=True, generator=g)
+        counts.append(((draws.unsqueeze(-1) // weights) % 2).sum(1))
+    return torch.cat(counts).double()
 
 
 def pul(before: Tensor, after: Tensor) -> Interval:

@@ -122,6 +122,7 @@ def relearn(
     judge = load_detector(detector)
     index = judge.class_index(target)
     first, models = _opened(original, unlearned, oracle)
+    judge.check(first.shape)
     images = load_image_set(forget, first.shape)
     told = on_look or (lambda name, look: None)
     before = {"step": 0} | _shares(sampler.draw(first), judge, index)

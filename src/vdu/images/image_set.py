@@ -48,9 +48,25 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def without_copies(self) -> tuple[ImageSet, list[int]]:
+        """Each picture once, and their numbers here: what was learned from a copy is not held out."""
+        first: dict[bytes, int] = {}
+        for number, image in enumerate(self.images):
+            first.setdefault(image.numpy().tobytes(), number)
+        kept = list(first.values())
+        if len(kept) == len(self):
+            return self, kept
+        notices = (*self.notices, f"{len(self) - len(kept)} images are copies of others and were left out")
+        files = tuple(self.files[i] for i in kept) if self.files else ()
+        return ImageSet(self.images[kept], _sha256(self.images[kept]), notices, self.source, files), kept
+
     def record(self) -> dict[str, Any]:
         """What a result file says of the set."""
         return {"source": self.source, "images": len(self), "sha256": self.sha256, "notices": list(self.notices)}
+
+
+def _sha256(images: Tensor) -> str:
+    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 
 def image_to_tensor(image: Image.Image, shape: tuple[int, int, int], name: str) -> tuple[Tensor, set[str]]:
@@ -236,9 +252,8 @@ def load_image_set(
     if not tensors:
         raise VduError(f"the {called} set is empty: give at least one readable image")
     images = torch.stack(tensors)
-    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     named = str(source) if isinstance(source, (str, Path)) else type(source).__name__
-    return ImageSet(images, digest, tuple(sorted(notices)), named, files)
+    return ImageSet(images, _sha256(images), tuple(sorted(notices)), named, files)
 
 
 def to_bytes(images: Tensor) -> Tensor:

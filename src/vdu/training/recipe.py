@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from vdu.backbone.contract import PREDICTION_TYPES
+from vdu.backbone.acceptance import PREDICTION_TYPES
 from vdu.bounds import Count, Fraction, Positive, Seed
 from vdu.corpora import Corpus, load_corpus
 from vdu.errors import VduError, in_one_line, nearest

@@ -1,0 +1,46 @@
+"""What a pipeline must have before anything is done with it: whole, finite weights and a known noise schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from torch import nn
+
+from vdu.backbone.contract import SOLVER
+from vdu.errors import VduError, in_one_line, nearest
+
+__all__ = ["PREDICTION_TYPES", "check_schedule", "check_weights"]
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def check_weights(pipeline: Any) -> None:
+    """Raises `VduError` for weights that are not all there or not all finite, and for a LoRA beside the network's."""
+    for part, module in pipeline.components.items():
+        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
+            if parameter.is_meta:
+                raise VduError(f"the {part}'s weights lack {name!r}: the file is not whole, or of another network")
+            if not torch.isfinite(parameter.detach()).all():
+                raise VduError(f"the {part}'s weights {name!r} are not all finite: give a model that works")
+            if part == "unet" and (".lora_" in name or ".base_layer." in name):
+                raise VduError("the pipeline has a LoRA loaded: call its fuse_lora() and unload_lora_weights() first")
+
+
+def check_schedule(pipeline: Any) -> None:
+    """Raises `VduError` for a prediction type or noise schedule that is not supported."""
+    scheduler = pipeline.scheduler
+    config, own = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
+    kind = config.get("prediction_type")
+    if kind not in PREDICTION_TYPES:
+        raise VduError(f"prediction type {kind!r} is not supported: {nearest('', PREDICTION_TYPES)}")
+    try:
+        DPMSolverMultistepScheduler.from_config(config, **SOLVER)
+        alpha_bar = DDPMScheduler.from_config(config).alphas_cumprod
+    except NotImplementedError as error:
+        raise VduError(f"noise schedule {config.beta_schedule!r} is not supported") from error
+    except ImportError as error:
+        raise VduError(f"the noise schedule needs another package ({in_one_line(error)}): install it") from error
+    if own is None or own.shape != alpha_bar.shape or not torch.allclose(own.cpu().float(), alpha_bar, atol=1e-4):
+        raise VduError(f"the noise schedule of {type(scheduler).__name__} is not supported: give a DDPM's or DDIM's")

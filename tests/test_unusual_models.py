@@ -1,0 +1,146 @@
+"""Networks, schedules and judges that are not what the shipped models have: they work, or are refused in one line."""
+
+import pytest
+import torch
+from conftest import make_pipeline
+from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
+from peft import LoraConfig, inject_adapter_in_model
+
+from vdu import VduError, unlearn
+from vdu.backbone import load_backbone
+from vdu.diffusion.noising import Clean
+from vdu.diffusion.sampling import sample
+from vdu.evaluation.comparison import evaluate
+from vdu.guard import Guard
+from vdu.model_zoo import find_zoo_model
+from vdu.objective.plasticity import elbo_weight
+from vdu.preparation.preparation import Preparation
+
+SHORT = {"steps": 4, "guard_every_steps": 2, "batch_size": 2, "stop_share": None}
+
+pytestmark = pytest.mark.usefixtures("few_samples")
+
+
+def test_weights_that_are_missing_or_not_finite_are_refused(forget):
+    for value, said in ((float("nan"), "not all finite"), (None, "not whole")):
+        pipeline = make_pipeline()
+        if value is None:
+            pipeline.unet.conv_out.to("meta")
+        else:
+            pipeline.unet.conv_out.bias.data.fill_(value)
+        with pytest.raises(VduError, match=said):
+            unlearn(pipeline, forget)
+
+
+def test_a_model_of_fewer_times_than_sampler_steps_is_sampled_in_as_many_as_it_has():
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=5)
+    backbone = load_backbone(pipeline)
+    few, many = (sample(backbone, backbone.network, 2, 0, steps=steps) for steps in (5, 12))
+    assert torch.equal(few, many)
+
+
+@pytest.mark.parametrize("parameters", ["*", "*.to_q.weight"])
+def test_a_network_with_dropout_has_nothing_dropped_between_looks_either(forget, parameters):
+    pipeline, hashes = make_pipeline(), set()
+    for module in pipeline.unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    for noise in range(2):
+        torch.manual_seed(noise)
+        done = unlearn(
+            pipeline, forget, "capped-ascent", settings=SHORT | {"parameters": parameters}, share=0.2, precision="fp32"
+        )
+        hashes.add(done.record["result_sha256"])
+    assert len(hashes) == 1
+    assert any(module.p == 0.5 for module in done.pipeline.unet.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_a_pipeline_with_a_lora_beside_its_weights_is_refused(forget):
+    pipeline = make_pipeline()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), pipeline.unet)
+    with pytest.raises(VduError, match="unload_lora_weights"):
+        unlearn(pipeline, forget, "ga")
+
+
+def test_every_part_must_be_finite_and_the_vae_one_with_a_distribution(pipeline, folder):
+    pipeline.vae.decoder.conv_in.bias.data.fill_(float("nan"))
+    with pytest.raises(VduError, match=r"vae's weights .decoder\.conv_in\.bias. are not all finite"):
+        unlearn(pipeline, folder)
+    pipeline.vae = AutoencoderTiny(latent_channels=4)
+    with pytest.raises(VduError, match="AutoencoderTiny is not supported"):
+        unlearn(pipeline, folder)
+
+
+def _network(**options):
+    plain = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
+    two = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+    }
+    return UNet2DModel(**(plain | two | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"time_embedding_type": "fourier"}, "output at time 0 is not finite"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 20}, "IndexError"),
+    ],
+)
+def test_a_network_that_cannot_be_asked_is_refused_before_any_work(forget, options, said):
+    torch.manual_seed(0)
+    pipeline, stages = DDPMPipeline(_network(**options), DDPMScheduler(num_train_timesteps=50)), []
+    with pytest.raises(VduError, match=said):
+        unlearn(pipeline, forget, on_stage=stages.append, precision="fp32")
+    assert stages == ["preparing"]
+
+
+@pytest.mark.parametrize(("times", "steps"), [(50, 29), (300, 7), (1000, 61), (1000, 12), (50, 50)])
+def test_the_sampler_takes_as_many_steps_as_asked_and_none_at_a_time_below_zero(monkeypatch, times, steps):
+    pipeline, asked = make_pipeline(), []
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=times)
+    backbone = load_backbone(pipeline)
+    output = backbone._output
+    monkeypatch.setattr(backbone, "_output", lambda n, x, t, c: asked.append(int(t[0])) or output(n, x, t, c))
+    assert sample(backbone, backbone.network, 1, 0, steps=steps).isfinite().all()
+    assert len(asked) == steps
+    assert asked[-1] >= 0
+
+
+def test_no_time_of_a_schedule_that_ends_in_noise_alone_has_a_negative_elbo_weight():
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert (elbo_weight(load_backbone(pipeline).alpha_bar) > 0).all()
+
+
+def test_large_pictures_go_through_the_network_a_few_at_a_time():
+    for side, most in ((8, 256), (64, 128), (256, 8)):
+        assert load_backbone(DDPMPipeline(_network(sample_size=side), DDPMScheduler())).largest_batch == most
+
+
+def test_a_guard_whose_original_makes_one_picture_only_has_no_diversity_to_lose(backbone, forget):
+    backbone.denoise = lambda network, noise, *_: torch.zeros_like(noise)
+    preparation = Preparation(backbone, Clean(forget), seed=0)
+    guard = Guard(preparation, lambda x: (torch.zeros(len(x)), torch.zeros(len(x))), count=4, sampler_steps=1)
+    assert guard.check(backbone.network, 1).diversity == 1
+
+
+def test_a_detector_that_cannot_look_at_the_models_pictures_is_refused_before_any_work(forget):
+    torch.manual_seed(0)
+    colour = DDPMPipeline(_network(in_channels=3, out_channels=3), DDPMScheduler(num_train_timesteps=50))
+    judge, stages = str(find_zoo_model("mnist").classifier), []
+    with pytest.raises(VduError, match="cannot look at pictures of"):
+        unlearn(colour, forget.repeat(1, 3, 1, 1), detector=judge, target="3", on_stage=stages.append)
+    assert not stages
+    with pytest.raises(VduError, match="cannot look at pictures of"):
+        evaluate(colour, colour, judge, "3")
+
+
+def test_a_forget_image_given_twice_counts_once(forget):
+    once = unlearn(make_pipeline(), forget, settings=SHORT, precision="fp32")
+    twice = unlearn(make_pipeline(), torch.cat([forget, forget]), settings=SHORT, precision="fp32")
+    assert twice.record["result_sha256"] == once.record["result_sha256"]
+    assert twice.record["forget"]["images"] == len(forget)
+    assert "6 images are copies of others and were left out" in twice.record["forget"]["notices"]
