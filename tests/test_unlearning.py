@@ -171,6 +171,13 @@ def test_the_pipeline_that_was_given_is_left_alone(forget):
     assert any(not torch.equal(p, before[name]) for name, p in result.pipeline.unet.named_parameters())
 
 
+def test_a_folder_of_other_files_is_no_place_for_a_state(forget, tmp_path):
+    (tmp_path / "picture.png").touch()
+    with pytest.raises(VduError, match="other files than a run's state"):
+        unlearn(make_pipeline(), forget, "ga", settings=SHORT, state_folder=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
+
+
 def test_a_run_is_not_resumed_with_another_posterior_or_judge(forget, tmp_path, monkeypatch):
     pipeline, state = make_pipeline(), {"state_folder": tmp_path}
     wide, narrow = (isotropic(load_backbone(pipeline), scale) for scale in (1e-2, 1e-6))

@@ -35,7 +35,7 @@ __all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loo
 
 UNGUARDED_STATE_STEPS = 10
 HALVINGS = 3
-STATE_FILE = "state.safetensors"
+STATE_FILE, RECORDS_FILE = "state.safetensors", "records.json"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Run:
         return {name: module for name, module in named.items() if first[id(module)] == name}
 
     def save(self, folder: Path, step: int, identity: str) -> None:
-        with replacing(folder / "records.json") as beside:
+        with replacing(folder / RECORDS_FILE) as beside:
             records = {"history": [asdict(r) for r in self.history], "checks": [asdict(c) for c in self.checks]}
             beside.write_text(json.dumps(records, allow_nan=False))
         save_state(folder / STATE_FILE, step, self.modules(), self.optimizer, identity)
@@ -166,7 +166,7 @@ class _Run:
         if not path.is_file():
             return 0
         done = load_state(path, self.modules(), self.optimizer, {identity})
-        records = json.loads((folder / "records.json").read_text())
+        records = json.loads((folder / RECORDS_FILE).read_text())
         self.history = [StepRecord(**r) for r in records["history"] if r["step"] <= done]
         self.checks = [Check(**c) for c in records["checks"] if c["step"] <= done]
         return done
@@ -197,6 +197,10 @@ def check_resumable(state_folder: Path, digest: str) -> None:
         raise VduError(f"{state_folder} is a file: give --state a folder")
     if not state_folder.exists():
         refuse_existing(state_folder, overwrite=False, folder=True)
+    elif not (state_folder / RECORDS_FILE).is_file() and any(
+        not p.name.startswith(".") for p in state_folder.iterdir()
+    ):
+        raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     check_state(state_folder / STATE_FILE, {digest})
 
 
