@@ -8,6 +8,7 @@ from test_cli import assert_refused, brightness, make_workplace, unlearn_short
 
 from vdu.errors import VduError
 from vdu.output import refuse_existing, replacing
+from vdu.provenance import made_by
 
 
 @pytest.fixture
@@ -46,7 +47,9 @@ def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypa
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
     (folder / "mine" / "forget").mkdir()
-    (folder / "mine" / "forget" / "provenance.json").write_text("{}")  # one folder of vdu's does not make all its own
+    (folder / "mine" / "forget" / "provenance.json").write_text(
+        '{"class": "3"}'
+    )  # one folder of vdu's does not make all its own
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
     assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
     (folder / "mine" / "thesis.txt").unlink()
@@ -129,3 +132,35 @@ def test_a_result_of_which_no_samples_can_be_drawn_is_written_without_pictures(f
     assert (folder / "clean" / "model_index.json").is_file()
     assert (folder / "clean" / "unlearning.json").is_file()
     assert not (folder / "clean" / "report.html").exists()
+
+
+def test_hidden_files_and_folders_of_other_pipelines_are_not_what_vdu_wrote(folder):
+    for kept in (".git/config", "models/one/model_index.json", "runs/one/provenance.json"):
+        place = folder / "kept" / kept
+        place.parent.mkdir(parents=True)
+        place.write_text("{}")
+        top = folder / "kept" / kept.split("/")[0] if "one" in kept else folder / "kept"
+        with pytest.raises(VduError, match="holds what vdu did not write"):
+            refuse_existing(top, overwrite=True, folder=True)
+
+
+def test_forget_folders_by_class_are_replaced(folder):
+    for name in ("3", "8"):
+        (folder / "sets" / name).mkdir(parents=True)
+        (folder / "sets" / name / "provenance.json").write_text('{"class": "3"}')
+    refuse_existing(folder / "sets", overwrite=True, folder=True)
+
+
+def test_what_measures_a_run_is_not_replaced_by_it(folder, monkeypatch, capsys):
+    real = folder / "old" / "real.safetensors"
+    real.parent.mkdir()
+    for name in ("unlearning.json", real.name):
+        (real.parent / name).write_text("{}")
+    asked = ("unlearn", folder / "model", "--forget", folder / "bad", "--out", real.parent, "--overwrite")
+    assert_refused(run_vdu(monkeypatch, capsys, *asked, "--reference", real), "which is used")
+    assert real.is_file()
+
+
+def test_a_result_is_written_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert made_by()["git_commit"] is None

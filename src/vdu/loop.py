@@ -197,8 +197,8 @@ def check_resumable(state_folder: Path, digest: str) -> None:
         raise VduError(f"{state_folder} is a file: give --state a folder")
     if not state_folder.exists():
         refuse_existing(state_folder, overwrite=False, folder=True)
-    elif not (state_folder / RECORDS_FILE).is_file() and any(
-        not p.name.startswith(".") for p in state_folder.iterdir()
+    elif any(not p.name.startswith(".") for p in state_folder.iterdir()) and not any(
+        (state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE)
     ):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     check_state(state_folder / STATE_FILE, {digest})

@@ -68,12 +68,16 @@ def refuse_existing(
 
 
 def _written_by_vdu(folder: Path) -> bool:
-    """True for what has a mark of vdu's, and for folders that all have one (forget folders by class)."""
+    """True for what has a mark of vdu's, and for a folder of nothing but forget folders by class."""
+    return any((folder / mark).is_file() for mark in WRITTEN_BY_VDU) or all(map(_is_of_a_class, folder.iterdir()))
 
-    def marked(place: Path) -> bool:
-        return any((place / mark).is_file() for mark in WRITTEN_BY_VDU)
 
-    return marked(folder) or all(marked(inner) for inner in folder.iterdir() if not inner.name.startswith("."))
+def _is_of_a_class(folder: Path) -> bool:
+    """Whether `vdu data prepare` wrote it."""
+    try:
+        return "class" in json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_overlap(target: Path, used: Path) -> None:

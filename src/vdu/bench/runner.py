@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +24,7 @@ from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.suite import Run, Suite, given_images, require_inputs, result_path, zoo_model
 from vdu.errors import VduError
 from vdu.model_zoo import ZooModel
-from vdu.output import replacing, write_record
+from vdu.output import refuse_existing, replacing, write_record
 from vdu.quiet import quiet
 from vdu.result import Result
 
@@ -133,13 +134,19 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
     failed: Exception | None = None
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(_make, suite, threads, run) for run in runs]):
-            try:
-                made = done.result()
-            except Exception as error:
-                failed = failed or error
-                continue
-            yield made
+        try:
+            for done in as_completed([pool.submit(_make, suite, threads, run) for run in runs]):
+                try:
+                    made = done.result()
+                except BrokenProcessPool as error:
+                    said = "the system ended a process, probably for want of memory: take fewer --jobs"
+                    raise VduError(said) from error
+                except Exception as error:
+                    failed = failed or error
+                    continue
+                yield made
+        finally:  # whoever stops listening, by Ctrl-C or a full disk, does not wait for what nobody will write
+            pool.shutdown(wait=False, cancel_futures=True)
     if failed is not None:
         raise failed
 
@@ -165,6 +172,7 @@ def run_suite(
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:
         return
+    refuse_existing(result_path(results, suite, missing[0]), overwrite=True)
     if cluster is None:
         made_runs = _in_processes(suite, missing, jobs)
     else:

@@ -24,7 +24,7 @@ def _save(
 ) -> None:
     from vdu.output import refuse_existing, replacing
 
-    refuse_existing(out, overwrite, folder=True, inputs=(model, delta))
+    refuse_existing(out, overwrite, folder=True, inputs=(model, delta, config))
     pipeline = move(open_model(model, config=config), delta)
     with replacing(out) as beside:
         pipeline.save_pretrained(beside)

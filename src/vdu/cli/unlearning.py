@@ -160,7 +160,8 @@ def unlearn_command(
     values = parse_settings(set_ or [])
     settings = make_settings(find_method(method), values)
     check_form(save, settings.parameters)
-    refuse_existing(out, overwrite, folder=True, inputs=(model, forget, retain, teacher, posterior))
+    inputs = (model, forget, retain, teacher, posterior, detector, reference, neutral_prompts, config)
+    refuse_existing(out, overwrite, folder=True, inputs=inputs)
     if state is not None:
         refuse_overlap(out, state)
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
