@@ -47,9 +47,8 @@ def test_only_what_vdu_wrote_is_replaced_and_never_what_is_read(folder, monkeypa
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine" / "thesis.txt" / "out"), "is a file")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "/"), "cannot be written")
     (folder / "mine" / "forget").mkdir()
-    (folder / "mine" / "forget" / "provenance.json").write_text(
-        '{"class": "3"}'
-    )  # one folder of vdu's does not make all its own
+    # one folder of vdu's does not make all its own
+    (folder / "mine" / "forget" / "provenance.json").write_text('{"class": "3"}')
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "mine"), "what vdu did not write")
     assert (folder / "mine" / "thesis.txt").read_text() == "keep me"
     (folder / "mine" / "thesis.txt").unlink()
@@ -144,11 +143,14 @@ def test_hidden_files_and_folders_of_other_pipelines_are_not_what_vdu_wrote(fold
             refuse_existing(top, overwrite=True, folder=True)
 
 
-def test_forget_folders_by_class_are_replaced(folder):
+def test_forget_folders_by_class_are_replaced_and_nothing_beside_them(folder):
     for name in ("3", "8"):
         (folder / "sets" / name).mkdir(parents=True)
         (folder / "sets" / name / "provenance.json").write_text('{"class": "3"}')
     refuse_existing(folder / "sets", overwrite=True, folder=True)
+    (folder / "sets" / ".notes").write_text("mine")
+    with pytest.raises(VduError, match="holds what vdu did not write"):
+        refuse_existing(folder / "sets", overwrite=True, folder=True)
 
 
 def test_what_measures_a_run_is_not_replaced_by_it(folder, monkeypatch, capsys):

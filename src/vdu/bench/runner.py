@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,13 +130,16 @@ def _make(suite: Suite, threads: int, run: Run) -> Made:
 def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
     """What is made side by side on this machine, as it comes, each on its share of the cores.
 
-    A run that breaks does not take the others with it: its error is raised when they are done.
+    A run that breaks does not take the others with it: its error is raised when they are done. None waits in the pool,
+    so whoever stops listening, by Ctrl-C or with a full disk, does not wait for what nobody will write.
     """
     failed: Exception | None = None
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads, waiting = max(1, torch.get_num_threads() // jobs), iter(runs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        try:
-            for done in as_completed([pool.submit(_make, suite, threads, run) for run in runs]):
+        going = {pool.submit(_make, suite, threads, run) for run in islice(waiting, jobs)}
+        while going:
+            finished, going = wait(going, return_when=FIRST_COMPLETED)
+            for done in finished:
                 try:
                     made = done.result()
                 except BrokenProcessPool as error:
@@ -145,8 +149,7 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
                     failed = failed or error
                     continue
                 yield made
-        finally:  # whoever stops listening, by Ctrl-C or a full disk, does not wait for what nobody will write
-            pool.shutdown(wait=False, cancel_futures=True)
+            going |= {pool.submit(_make, suite, threads, run) for run in islice(waiting, len(finished))}
     if failed is not None:
         raise failed
 
