@@ -53,6 +53,29 @@ def test_a_table_of_some_figures(results):
         render("some", results, "table", columns=["pull"])
 
 
+def test_figures_cannot_be_chosen_of_what_is_no_table_of_methods(results):
+    with pytest.raises(VduError, match="leave it out here"):
+        render("some", results, "json", columns=["pul"])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("{", "cannot be read as JSON"), ("[]", "no record but a list"), ("{}", "is no result of a")]
+)
+def test_a_file_that_no_suite_wrote_is_named(results, written, said):
+    (results / "some" / "mine.json").write_text(written)
+    with pytest.raises(VduError, match=rf"mine\.json .*{said}"):
+        render("some", results, "table")
+
+
+@pytest.mark.parametrize("option", [["--jobs", 2], ["--forget", "x"], ["--limit", 1], ["--cluster", "auto"]])
+def test_options_that_a_measurement_of_steps_does_not_take_are_refused(tmp_path, monkeypatch, capsys, option):
+    code, _, err = run_vdu(monkeypatch, capsys, "bench", "run", "step-cost", *option, "--results", tmp_path)
+    assert (code, err.strip()) == (
+        2,
+        f"vdu: step-cost is measured whole, one after the other: leave {option[0]} out",
+    )
+
+
 def test_both_axes_are_shown_by_target(results):
     text = render("some", results, "table")
     assert "pul of target" in text
@@ -92,9 +115,10 @@ def test_a_run_without_the_figure_is_no_point_and_no_part_of_a_mean(results):
     assert "NaN" not in render("some", results, "json")
 
 
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
 @pytest.mark.parametrize("kind", ["frontier", "cost", "classes"])
-def test_every_plot_is_the_same_file_again(results, tmp_path, kind):
-    first, second = tmp_path / "1.svg", tmp_path / "2.svg"
+def test_every_plot_is_the_same_file_again(results, tmp_path, kind, suffix):
+    first, second = tmp_path / f"1.{suffix}", tmp_path / f"2.{suffix}"
     plot(kind, "some", results, first)
     plot(kind, "some", results, second)
     assert first.read_bytes() == second.read_bytes()

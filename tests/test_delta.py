@@ -16,7 +16,7 @@ from vdu.weights.delta import DELTA_FILE, apply_delta, revert_delta
 pytestmark = pytest.mark.usefixtures("few_samples")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_delta_leads_both_ways_bit_by_bit(dtype, pipeline, folder, tmp_path):
     pipeline = pipeline.to(dtype)
     settings = {"parameters": "cross-attention", "learning_rate": 1e-2, "guard_every_steps": 0}

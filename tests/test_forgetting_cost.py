@@ -111,20 +111,23 @@ def test_a_refused_run_is_a_row_and_does_not_stop_the_others(suite, tmp_path):
     assert len(said) == 3
 
 
-def test_ratios_are_to_the_first_method_on_the_same_target_where_both_arrived(tmp_path):
-    arrived = {"step": 2, "seconds": 4.0, "passes": 10, "memory_mb": 0.0, "seed": 0, "first": "a"}
+def test_ratios_are_to_the_method_that_arrives_with_the_fewest_passes_on_the_same_target(tmp_path):
+    arrived = {"step": 2, "seconds": 4.0, "passes": 10, "memory_mb": 0.0, "seed": 0, "ended": "gone"}
     made = [
         {"method": "a", "target": "1", **arrived},
         {"method": "b", "target": "1", **arrived, "seconds": 2.0, "passes": 5},
         {"method": "c", "target": "1", **arrived, "step": None},
         {"method": "b", "target": "2", **arrived},
+        {"method": "a", "target": "3", **arrived, "step": None},
     ]
     (tmp_path / "cost-x").mkdir()
     for number, row in enumerate(made):
         (tmp_path / "cost-x" / f"{number}.json").write_text(json.dumps({"row": row}))
     rows = {(r["method"], r["target"]): (r["seconds_ratio"], r["passes_ratio"]) for r in read_rows("cost-x", tmp_path)}
     nothing = (None, None)
-    assert rows == {("a", "1"): (1, 1), ("b", "1"): (0.5, 0.5), ("c", "1"): nothing, ("b", "2"): nothing}
+    assert rows[("a", "1")] == (2, 2)
+    assert rows[("b", "1")] == rows[("b", "2")] == (1, 1)
+    assert rows[("c", "1")] == rows[("a", "3")] == nothing
 
 
 def test_a_peak_is_forgotten():

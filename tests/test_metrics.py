@@ -21,7 +21,7 @@ from vdu.evaluation.metrics import (
     total_variation,
 )
 from vdu.evaluation.reference import Reference, load_reference
-from vdu.output import write_record
+from vdu.records import write_record
 
 
 def _normal(*shape, seed=0):

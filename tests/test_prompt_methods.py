@@ -177,6 +177,12 @@ def test_an_anchor_can_be_chosen(preparation):
     assert images.c.tolist() == backbone.condition(["a pear"] * 3).tolist()
 
 
+def test_a_concept_that_reads_as_its_anchor_is_refused(preparation):
+    network = trained_copy(preparation.backbone, METHODS["uce"].settings().parameters, 8, 0)
+    with pytest.raises(VduError, match="'noto style' reads as the anchor"):
+        METHODS["uce"].build(make_settings(METHODS["uce"], {"anchor": "noto style"}), preparation, network)
+
+
 def test_samples_are_asked_with_the_texts_that_were_given(preparation):
     found = preparation.samples_of(["a red apple", "noto style"], 3)
     assert found.c.tolist() == preparation.backbone.condition(["a red apple", "noto style", "a red apple"]).tolist()

@@ -298,6 +298,10 @@ def test_parts_of_another_recipe_are_not_taken_for_its_own(recipe, corpus, run, 
     other = recipe.model_copy(update={"autoencoder": recipe.autoencoder | {"latent_channels": 3}})
     with pytest.raises(VduError, match=r"of another recipe \(autoencoder\.latent_channels\)"):
         train_autoencoder(other, emoji, tmp_path)
+    shutil.copy(run / "autoencoder-state.safetensors", tmp_path)
+    settings = recipe.autoencoder_training.model_copy(update={"kl_weight": 0.5})
+    with pytest.raises(VduError, match="is the state of a run with other settings"):
+        train_autoencoder(recipe.model_copy(update={"autoencoder_training": settings}), emoji, tmp_path)
     wider = recipe.judges["style"].model_copy(update={"width": 3})
     other = recipe.model_copy(update={"judges": recipe.judges | {"style": wider}})
     with pytest.raises(VduError, match="style-classifier is of another recipe"):

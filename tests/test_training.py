@@ -253,6 +253,27 @@ def test_files_that_are_not_the_corpus_are_refused(data, tmp_path):
     write_idx(images, torch.zeros(19, 8, 8, dtype=torch.uint8))
     with pytest.raises(VduError, match="19 images and 20 labels"):
         load_corpus("mnist", data)
+    write_idx(images, torch.zeros(20, dtype=torch.uint8))
+    with pytest.raises(VduError, match=r"\(20, 1\) as images and \(20,\) as labels: give those of mnist"):
+        load_corpus("mnist", data)
+
+
+def test_a_folder_of_something_else_is_not_trained_into(recipe, data, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model_index.json").write_text("{}")
+    with pytest.raises(VduError, match="holds what `vdu train` did not write"):
+        train(recipe, data, tmp_path / "mine")
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(VduError, match="is a file"):
+        train(recipe, data, tmp_path / "a file" / "run")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["model_index.json"]
+
+
+def test_a_log_that_is_none_is_named(recipe, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("{}\n")
+    with pytest.raises(VduError, match=r"log\.jsonl is no log of a run"):
+        train(recipe, data, tmp_path / "run")
 
 
 def test_unknown_recipes_and_settings_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import interrupted_after_state, make_pipeline
@@ -72,6 +73,15 @@ def test_another_seed_gives_other_tensors(forget):
     first, second = (_forget(forget, "guided", seed=s, settings=unguarded) for s in (0, 1))
     assert first.record["best_step"] == second.record["best_step"] == 4
     assert first.record["result_sha256"] != second.record["result_sha256"]
+
+
+def test_a_seed_of_numpy_is_the_same_seed(forget):
+    first, second = (_forget(forget, "guided", seed=seed) for seed in (3, np.int64(3)))
+    assert first.record["result_sha256"] == second.record["result_sha256"]
+    assert type(second.record["seed"]) is int
+    for seed in (-1, 2**63, 1.0, "1"):
+        with pytest.raises(VduError, match="seed must be a whole number"):
+            _forget(forget, "guided", seed=seed)
 
 
 def test_the_stages_of_the_preparation_are_told_before_the_first_step(forget):

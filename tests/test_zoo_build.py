@@ -61,6 +61,7 @@ def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsy
     fit = vdu.training.zoo_build.train_classifier
     monkeypatch.setattr(vdu.training.zoo_build, "train_classifier", lambda *a: fit(*a, batch_size=4))
     train(recipe, data, tmp_path / "run")
+    _check_other_data(data, tmp_path)
     provenance = build_zoo_model(tmp_path / "run", data, tmp_path / "zoo" / "tiny")
     assert not list((tmp_path / "zoo").rglob("*.png"))
     assert provenance["classifier"]["architecture"] == "residual"
@@ -76,6 +77,16 @@ def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsy
     assert not left.value.code, capsys.readouterr().err
     assert len(load_image_set(tmp_path / "forget", (3, 16, 16))) == 2
     _check_own_images(data, tmp_path)
+
+
+def _check_other_data(data, tmp_path):
+    """What the run was trained on is what its judge, its forget images and its reference are to be made of."""
+    other = tmp_path / "other-data"
+    shutil.copytree(data, other)
+    Image.new("RGB", (32, 32)).save(other / "train" / "dog" / "0.png")
+    with pytest.raises(VduError, match=r"run was trained on other files than .*other-data holds"):
+        build_zoo_model(tmp_path / "run", other, tmp_path / "zoo" / "tiny")
+    assert not (tmp_path / "zoo" / "tiny").exists()
 
 
 def _check_own_images(data, tmp_path):
@@ -99,6 +110,12 @@ def _check_own_images(data, tmp_path):
         require_inputs(read_suite(str(suite), tmp_path / "dogs", checkpoints))
     prepare_forget_folder("cifar10", data, None, tmp_path / "by-class", count=2, size=16)
     assert {folder.name for folder in (tmp_path / "by-class").iterdir()} == set(CIFAR10)
+    broken = next((tmp_path / "by-class" / "dog").glob("*.png"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-20])
+    with pytest.raises(VduError, match=r"cannot read the image .*by-class/dog/"):
+        run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, print)
+    broken.write_bytes(whole)
     said = []
     other = tmp_path / "other"
     shutil.copytree(checkpoints, other)
@@ -113,6 +130,10 @@ def _check_own_images(data, tmp_path):
     assert result["status"] == "done", said
     run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
     assert said[-1] == "tiny-suite: 0 runs to make"
+    path = tmp_path / "results" / "tiny-suite" / "finetune-dog-0.json"
+    path.write_text(json.dumps({"status": "refused", "reason": "its images lacked", "asked": result["asked"]}))
+    run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
+    assert json.loads(path.read_text())["status"] == "done", said
     suite.write_text(suite.read_text().replace("{steps = 1, batch_size = 2,", "{steps = 2, batch_size = 2,"))
     with pytest.raises(VduError, match=r"finetune-dog-0\.json was made with other settings or samples: remove it"):
         run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, print)
@@ -133,5 +154,5 @@ def test_images_that_may_be_passed_on_are_shipped_by_class(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(written, tmp_path):
     if written is not None:
         (tmp_path / "provenance.json").write_text(written)
-    with pytest.raises(VduError, match=r"no provenance\.json of a recipe"):
+    with pytest.raises(VduError, match=r"provenance\.json.*: finish `vdu train` into "):
         build_zoo_model(tmp_path, tmp_path, tmp_path / "out")

@@ -201,6 +201,7 @@ def check_resumable(state_folder: Path, digest: str) -> None:
         (state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE)
     ):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
+    refuse_existing(state_folder / STATE_FILE, overwrite=True)
     check_state(state_folder / STATE_FILE, {digest})
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from vdu.errors import VduError
 
-__all__ = ["refuse_existing", "refuse_overlap", "replacing", "require_space", "write_record"]
+__all__ = ["refuse_existing", "refuse_overlap", "replacing", "require_space"]
 
 WRITTEN_BY_VDU = ("unlearning.json", "model_index.json", "provenance.json", "bpe_simple_vocab_16e6.txt.gz")
 LONGEST_NAME_PART = 40
@@ -141,9 +141,3 @@ def _is_disk_full(error: BaseException) -> bool:
         return True
     said = str(error) if isinstance(error, (SafetensorError, OSError)) else ""
     return "No space left" in said or "File too large" in said
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write one JSON file atomically. What could not be measured is None: NaN is no JSON, and a `ValueError` here."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")

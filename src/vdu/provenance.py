@@ -19,19 +19,22 @@ def package_versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from; None for an installed package."""
+    """The commit of the checkout that this code runs from, ``-dirty`` where files differ; None for an installation."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return None
     return done.stdout.strip() or None
 
 
+# Read when the code is: what is committed while a run goes on is not what made it.
+COMMIT = _commit()
+
+
 def made_by() -> dict[str, Any]:
     """What every result file says of the code that made it."""
-    return {"git_commit": _commit(), "versions": package_versions()}
+    return {"git_commit": COMMIT, "versions": package_versions()}

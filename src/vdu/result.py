@@ -16,7 +16,8 @@ from vdu.errors import VduError, nearest
 from vdu.evaluation.comparison import Evaluation, Sampler, evaluate
 from vdu.images.image_set import ImageSet
 from vdu.model_zoo import ZooModel
-from vdu.output import refuse_existing, replacing, write_record
+from vdu.output import refuse_existing, replacing
+from vdu.records import write_record
 from vdu.weights.delta import DELTA_FILE, write_delta
 from vdu.weights.lora_files import write_lora
 from vdu.weights.parameters import LORA

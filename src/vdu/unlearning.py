@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ from vdu.weights.parameters import LORA, trained_copy
 __all__ = ["Request", "unlearn"]
 
 
-def _check_numbers(share: Any, seed: Any) -> None:
-    if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
+def _checked_numbers(share: Any, seed: Any) -> tuple[float | None, int]:
+    """Python's own, also where numpy's were given: a stream of random numbers is named by how its seed is written."""
+    if share is not None and not (isinstance(share, Real) and 0 < float(share) < 1):
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise VduError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
+    return None if share is None else float(share), int(seed)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def unlearn(
     started = time.monotonic()
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
-    _check_numbers(share, seed)
+    share, seed = _checked_numbers(share, seed)
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
     zoo = named_model(model) if isinstance(model, str) else None

@@ -9,7 +9,6 @@ backward pass as two. A run that is refused, or that the system ends, leaves a r
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,12 +32,13 @@ from vdu.loop import LoopResult, run_loop
 from vdu.methods import find_method, make_settings
 from vdu.objective.contract import MethodSettings
 from vdu.objective.needs import check_needs
-from vdu.output import write_record
+from vdu.output import refuse_existing
 from vdu.precision import resolve_precision
 from vdu.preparation.judge import Judge, detector_judge
 from vdu.preparation.preparation import Preparation
 from vdu.provenance import made_by
 from vdu.quiet import quiet
+from vdu.records import read_record, write_record
 from vdu.unlearning import Request
 from vdu.weights.parameters import trained_copy
 
@@ -158,7 +158,7 @@ def _runs(suite: Suite) -> list[Run]:
 
 def _made_alike(path: Path, asked: dict[str, Any]) -> None:
     """Raises `VduError` for a row that was measured in another way than the others will be."""
-    found = json.loads(path.read_text())
+    found = read_record(path)
     if {key: found.get(key) for key in asked} != asked:
         raise VduError(f"{path} was measured with other settings or samples: remove it, or give another --results")
 
@@ -177,7 +177,9 @@ def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable
         else:
             missing.append((run, path, asked))
     say(f"cost-{suite.name}: {len(missing)} runs to make")
+    if missing:
+        refuse_existing(missing[0][1], overwrite=True)
     for run, path, asked in missing:
-        row = run.heading | _measured(suite, run, samples) | {"first": next(iter(suite.methods))}
+        row = run.heading | _measured(suite, run, samples)
         write_record(path, {"row": row} | asked | made_by())
         say(f"{run.label} {run.target}: {row['ended']}, step {row['step']}, {row['seconds']} s")

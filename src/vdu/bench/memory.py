@@ -8,7 +8,6 @@ on the processor (summed over threads), which other work on the machine disturbs
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,8 @@ from vdu.bench.memory_modes import MODES, SIZES, Mode, RandomBackbone, make_obje
 from vdu.bench.peak_memory import peak_bytes
 from vdu.errors import VduError, nearest
 from vdu.loop import run_loop
-from vdu.output import write_record
+from vdu.provenance import made_by
+from vdu.records import read_record, write_record
 from vdu.weights.parameters import trained_copy
 
 __all__ = ["run_memory"]
@@ -142,13 +142,13 @@ def run_memory(results: Path, size: str, say: Callable[[str], None], *, limit: i
     plain: dict[str, Any] | None = None
     for name in MODES:
         path = results / f"memory-{size}" / f"{name}.json"
-        row = json.loads(path.read_text())["row"] if path.is_file() else None
+        row = read_record(path).get("row") if path.is_file() else None
         if row is None or row["status"] != "measured":
             if limit == 0:
                 return
             limit = None if limit is None else limit - 1
             row = _row(name, size)
             row = _beside_plain(row, plain or row)
-            write_record(path, {"row": row})
+            write_record(path, {"row": row} | made_by())
             say(f"{name}: {row['status']}, {row['peak_gb']} GB, {row['cpu_seconds']} processor seconds a step")
         plain = plain or row

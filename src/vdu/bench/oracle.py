@@ -18,6 +18,7 @@ from vdu.bench.runner import Made, write_result
 from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
 from vdu.bench.tables import RETRAIN
 from vdu.errors import VduError
+from vdu.output import refuse_existing
 from vdu.training.recipe import Recipe
 
 __all__ = ["measure_oracles"]
@@ -62,16 +63,17 @@ def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[st
     if suite.concept is not None:
         raise VduError(f"suite {suite.name} is of a model with text, which has no oracle yet")
     oracles = _oracles(suite, folder)
+    missing = [run for run in _runs(suite, list(oracles)) if not result_path(results, suite, run).is_file()]
+    if not missing:
+        return
+    refuse_existing(result_path(results, suite, missing[0]), overwrite=True)
     runs = ClassRuns(suite)
-    for run in _runs(suite, list(oracles)):
-        path = result_path(results, suite, run)
-        if path.is_file():
-            continue
+    for run in missing:
         backbone, provenance = oracles[run.target]
         evaluation = runs.compare(backbone, run)
         steps = sum(provenance["recipe"]["training"]["cycle_steps"])
         row = run.heading | runs.row(evaluation.record)
         row |= {"seconds": None, "threads": None, "steps": steps, "stop_reason": "trained without the class"}
         result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation.record}
-        write_result(Made(run, result, first_pairs(evaluation), runs.said(row)), path)
+        write_result(Made(run, result, first_pairs(evaluation), runs.said(row)), result_path(results, suite, run))
         say(f"{run.label} {run.target} seed {run.seed}: {runs.said(row)}")

@@ -131,11 +131,12 @@ def _amount(figure: Any, suite: str, results: Path) -> None:
 
 OF_CLASSES = {"classes": "shares of classes", "amount": "PUL"}
 FORMATS = ("svg", "png", "pdf")
+UNDATED: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same rows give the same file
 KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes, "amount": _amount}
 
 
 def plot(kind: str, suite: str, results: Path, out: Path) -> None:
-    """Write a plot of ``suite`` to ``out`` (SVG or PNG by its suffix).
+    """Write a plot of ``suite`` to ``out`` (SVG, PNG or PDF by its suffix).
 
     Raises `VduError` for an unknown kind, and for a suite that has no such figures.
     """
@@ -157,6 +158,6 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     try:
         KINDS[kind](figure, suite, results)
         with replacing(out) as beside:
-            figure.savefig(beside, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
+            figure.savefig(beside, format=suffix, metadata=UNDATED.get(suffix, {}))
     finally:
         plt.close(figure)

@@ -1,13 +1,12 @@
 """Run what is missing of a suite, one JSON file a run, finished runs skipped, some side by side, here or on a cluster.
 
 The unlearning seed is ``seed``, the evaluation seed ``1000 + seed``. Methods that need a retain set get the shipped
-images of the other classes. A run that is refused stays as a file with its reason. What the suite measures is the
-protocol's own matter: `ClassRuns` or `ConceptRuns`.
+images of the other classes. A run that is refused leaves a file with its reason and is tried again the next time.
+What the suite measures is the protocol's own matter: `ClassRuns` or `ConceptRuns`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,8 +24,9 @@ from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.suite import Run, Suite, given_images, require_inputs, result_path, zoo_model
 from vdu.errors import VduError
 from vdu.model_zoo import ZooModel
-from vdu.output import refuse_existing, replacing, write_record
+from vdu.output import refuse_existing, replacing
 from vdu.quiet import quiet
+from vdu.records import read_record, write_record
 from vdu.result import Result
 
 __all__ = ["Made", "Worker", "run_suite", "write_result"]
@@ -95,8 +95,10 @@ def _is_made(suite: Suite, run: Run, path: Path) -> bool:
     """Whether its file is there. Raises `VduError` for one of a run that was asked otherwise."""
     if not path.is_file():
         return False
-    asked = json.loads(path.read_text()).get("asked")
-    if asked not in (None, _asked(suite, run)):
+    found = read_record(path)
+    if found.get("status") == "refused":  # what lacked may be there now
+        return False
+    if found.get("asked") not in (None, _asked(suite, run)):
         raise VduError(f"{path} was made with other settings or samples: remove it, or give another --results")
     return True
 

@@ -26,9 +26,10 @@ from vdu.objective.bayes_target import BayesTarget
 from vdu.objective.contract import Objective
 from vdu.objective.plasticity import Ascent
 from vdu.objective.stability import OutputStability, WeightStability
-from vdu.output import write_record
 from vdu.posterior import load_posterior
 from vdu.preparation.preparation import Preparation
+from vdu.provenance import made_by
+from vdu.records import write_record
 from vdu.seeding import generator
 from vdu.weights.gradients import descend
 
@@ -104,5 +105,5 @@ def run_step_cost(results: Path, say: Callable[[str], None]) -> None:
             "rounds": ROUNDS,
         }
         path = results / "step-cost" / f"{name.replace(',', '').replace(' ', '-')}.json"
-        write_record(path, {"row": row})
+        write_record(path, {"row": row} | made_by())
         say(f"{name}: {row['per_step']} per step, {row['per_image']} per image")

@@ -180,7 +180,7 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
 
 
 def require_inputs(suite: Suite) -> None:
-    """Raises `VduError` where forget images or checkpoints lack or are too few, and says how to come by them."""
+    """Raises `VduError` where images or checkpoints lack, are too few or cannot be read, and says what to do."""
     zoo = zoo_model(suite)
     _require_checkpoints(suite, zoo)
     _require_retained(suite, zoo)
@@ -192,15 +192,32 @@ def require_inputs(suite: Suite) -> None:
         if count < most:
             how = f"give --forget FORGET, which vdu data prepare makes with --count {most}"
             raise VduError(f"suite {suite.name} takes {most} forget images of class {target}, there are {count}: {how}")
+    _require_readable(suite, zoo)
 
 
 def _require_retained(suite: Suite, zoo: ZooModel) -> None:
     """Of the user's own images, methods that see images to keep need those of every other class."""
-    if zoo.images is None or not any("retain" in find_method(a.method).settings.needs for a in suite.methods.values()):
+    if zoo.images is None or not _takes_retained(suite):
         return
     for name in zoo.class_names:
         if not any(zoo.forget(name).glob("*.png")):
             raise VduError(f"suite {suite.name}: images to keep are those of all other classes: {_where(zoo, name)}")
+
+
+def _takes_retained(suite: Suite) -> bool:
+    return any("retain" in find_method(arm.method).settings.needs for arm in suite.methods.values())
+
+
+def _require_readable(suite: Suite, zoo: ZooModel) -> None:
+    """Of the user's own images; shipped ones are known to be whole."""
+    if zoo.images is None:
+        return
+    from vdu.backbone import load_backbone
+    from vdu.images.image_set import load_image_set
+
+    shape = load_backbone(zoo.pipeline).shape
+    for name in zoo.class_names if _takes_retained(suite) else suite.targets:
+        load_image_set(sorted(zoo.forget(name).glob("*.png")), shape)
 
 
 def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from vdu.errors import VduError, nearest
+from vdu.records import read_record
 
 __all__ = ["RETRAIN", "is_of_concepts", "lead_figure", "read_results", "read_rows", "render", "summary"]
 
@@ -31,8 +32,15 @@ def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     if not files:
         made = f"cost {suite.removeprefix('cost-')}" if suite.startswith("cost-") else f"run {suite}"
         raise VduError(f"no results of {suite} in {results}: make them with `vdu bench {made}`")
-    # Earlier versions wrote NaN for what could not be measured.
-    return [json.loads(path.read_text(), parse_constant=lambda _: None) for path in files]
+    return [_result(path) for path in files]
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """One file. Raises `VduError` for one that no suite wrote."""
+    content = read_record(path)
+    if not isinstance(content.get("row", content.get("method")), (dict, str)):
+        raise VduError(f"{path} is no result of a suite: remove it, or give another --results")
+    return content
 
 
 def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict[str, float | None]:
@@ -54,13 +62,15 @@ def _derived(row: dict[str, Any], oracles: dict[tuple[Any, Any], float]) -> dict
 
 
 def _cost_ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Cost beside that of the suite's first method on the same target, where both arrived."""
-    if "first" not in row:
+    """Cost beside that of the method that arrives with the fewest passes on the same target, where both arrive."""
+    if "ended" not in row:
         return {}
-    same = [r for r in rows if r["method"] == row["first"] and (r["target"], r["seed"]) == (row["target"], row["seed"])]
-    both = bool(same) and None not in (row["step"], same[0]["step"])
+    same = [r for r in rows if (r["target"], r["seed"]) == (row["target"], row["seed"]) and r["step"] is not None]
+    least = min(same, key=lambda r: r["passes"], default=row)
     return {
-        f"{figure}_ratio": round(row[figure] / same[0][figure], 2) if both and row[figure] and same[0][figure] else None
+        f"{figure}_ratio": round(row[figure] / least[figure], 2)
+        if row["step"] and row[figure] and least[figure]
+        else None
         for figure in ("seconds", "passes", "memory_mb")
     }
 
@@ -207,9 +217,12 @@ def render(
     rows = read_rows(suite, results)
     for field, values in (only or {}).items():
         rows = _only(rows, field, [str(value) for value in values])
+    of_steps = suite == "step-cost" or suite.startswith(("memory-", "cost-"))
+    if columns and (of_steps or format_ == "json"):
+        raise VduError("--columns are those of the table of a suite's methods: leave it out here")
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
-    if suite == "step-cost" or suite.startswith(("memory-", "cost-")):
+    if of_steps:
         header = list(rows[0])
         return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
     if columns:

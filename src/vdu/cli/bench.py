@@ -43,8 +43,12 @@ def bench_run(
 ) -> None:
     """Make the runs of a suite that are not there yet, one JSON file and one PNG of samples each."""
     quiet()
-    if (method or target or seed) and (suite == "step-cost" or suite.startswith("memory-")):
-        raise VduError(f"{suite} is measured whole: leave --method, --target and --seed out")
+    of_steps = suite == "step-cost" or suite.startswith("memory-")
+    choice = {"method": method, "target": target, "seed": seed, "forget": forget, "checkpoints": checkpoints}
+    given = [f"--{name}" for name, value in (choice | {"cluster": cluster}).items() if value]
+    given += ["--jobs"] * (jobs > 1) + ["--limit"] * (limit is not None and suite == "step-cost")
+    if of_steps and given:
+        raise VduError(f"{suite} is measured whole, one after the other: leave {' and '.join(given)} out")
     if suite == "step-cost":
         from vdu.bench.step_cost import run_step_cost
 
@@ -116,7 +120,7 @@ def bench_show(
 @app.command("plot")
 def bench_plot(
     suite: Suite,
-    out: Annotated[Path, typer.Option(help="SVG or PNG file")],
+    out: Annotated[Path, typer.Option(help="SVG, PNG or PDF file")],
     kind: Annotated[str, typer.Option(help="frontier, cost, classes or amount")] = "frontier",
     results: Results = Path("results"),
     overwrite: Overwrite = False,

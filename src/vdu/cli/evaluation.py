@@ -73,7 +73,8 @@ def evaluate(
     from vdu.device import resolve_device
     from vdu.evaluation.comparison import Sampler
     from vdu.evaluation.comparison import evaluate as compare
-    from vdu.output import refuse_existing, write_record
+    from vdu.output import refuse_existing
+    from vdu.records import write_record
 
     if out:
         refuse_existing(out, overwrite)

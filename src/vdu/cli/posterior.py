@@ -39,7 +39,7 @@ def posterior_checkpoints(
     from vdu.output import refuse_existing
     from vdu.posterior import from_checkpoints
 
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, sources=checkpoints)
     _write_posterior(from_checkpoints(open_model(model, config=config), checkpoints, anchor=anchor), out)
 
 

@@ -47,7 +47,8 @@ def relearn_command(
     from vdu.device import resolve_device
     from vdu.evaluation.comparison import Sampler
     from vdu.evaluation.relearning import Relearning, relearn
-    from vdu.output import refuse_existing, write_record
+    from vdu.output import refuse_existing
+    from vdu.records import write_record
 
     if out:
         refuse_existing(out, overwrite)

@@ -28,8 +28,9 @@ def words_command(
 
     from vdu.device import resolve_device
     from vdu.images.image_set import load_image_set
-    from vdu.output import refuse_existing, write_record
+    from vdu.output import refuse_existing
     from vdu.precision import resolve_precision
+    from vdu.records import write_record
     from vdu.text.vocabulary import asking_words, refuse_wordless
 
     if out:

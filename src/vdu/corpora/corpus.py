@@ -69,6 +69,9 @@ class Corpus:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise VduError(f"these files name the class {twice[0]!r} twice: give every class its own name")
+        if read.images.dim() != 4 or read.labels.dim() != 1:
+            found = f"{tuple(read.images.shape)} as images and {tuple(read.labels.shape)} as labels"
+            raise VduError(f"these files hold {found}: give those of {facts.name}, each under its own name")
         if len(read.images) != len(read.labels):
             raise VduError(f"{len(read.images)} images and {len(read.labels)} labels: give the files of one split")
         wrong = (read.labels < 0) | (read.labels >= len(names))

@@ -100,7 +100,14 @@ DetectorSource = str | Path | Detector | Function
 def _from_zoo_folder(folder: Path) -> Detector:
     model, card = load_classifier(folder)
     digest = files_sha256([folder / "model.safetensors"])
-    return Detector(folder.name, digest, tuple(card.class_names), card.threshold, lambda x: predict(model, x))
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if list(images.shape[1:]) != card.shape:
+            shape = tuple(images.shape[1:])
+            raise VduError(f"the classifier {folder} was trained on pictures of {tuple(card.shape)}, not of {shape}")
+        return predict(model, images)
+
+    return Detector(folder.name, digest, tuple(card.class_names), card.threshold, judge)
 
 
 def _from_transformers(folder: Path) -> Detector:

@@ -72,6 +72,9 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> D
         raise VduError(f"method uce sets keys and values of cross-attention only, not {other[0]}: narrow parameters")
     weights = {"hold": settings.hold, "erase": settings.erase, "keep": settings.keep}
     form = ClosedForm.of_words(backbone, concepts, kept, settings.anchor, **weights)
+    if not len(form.concepts):
+        said = f"{concepts[0]!r} reads as the anchor or a neutral prompt does, so that no word of it can be given away"
+        raise VduError(f"method uce: {said}: give other words, or another anchor")
     return _ClosedStep(form, network, chosen)
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from vdu.errors import VduError
 from vdu.output import replacing
 from vdu.weights.checkpoint import load_state, save_state
 from vdu.weights.ema import ema_update
@@ -56,7 +57,10 @@ class _Log:
 
     def __init__(self, path: Path, first: int) -> None:
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        kept = list(takewhile(lambda line: line.endswith("\n") and json.loads(line)["step"] <= first, lines))
+        try:
+            kept = list(takewhile(lambda line: line.endswith("\n") and json.loads(line)["step"] <= first, lines))
+        except (ValueError, KeyError, TypeError) as error:
+            raise VduError(f"{path} is no log of a run: remove it or choose another folder") from error
         with replacing(path) as beside:
             beside.write_text("".join(kept))
         self._path, self._losses = path, list[float]()

@@ -6,6 +6,7 @@ The reject's threshold is the 5 % quantile of the confidence on real held-out im
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from vdu.bounds import Count, NotNegative, Positive
 from vdu.corpora import Corpus
-from vdu.detector.classifier import ARCHITECTURES, ClassifierCard, predict
+from vdu.detector.classifier import ARCHITECTURES, ClassifierCard, load_classifier, predict
+from vdu.errors import VduError
 from vdu.precision import autocast, resolve_precision
 from vdu.seeding import generator
 from vdu.training.augmentation import mirrored, moved_each, moved_together
 
-__all__ = ["ClassifierSettings", "train_classifier"]
+__all__ = ["ClassifierSettings", "refuse_other_judge", "train_classifier"]
 
 REJECTED_SHARE_OF_REAL = 0.05
 FEATURE_DIMENSIONS = 64
@@ -38,6 +40,13 @@ class ClassifierSettings(BaseModel):
     weight_decay: NotNegative = 1e-2
     precision: Literal["auto", "bf16", "fp32"] = "fp32"  # of the forward passes of training
     weights: Literal["fp32", "fp16"] = "fp32"  # in which it is stored; what is measured is what is stored
+
+
+def refuse_other_judge(folder: Path, settings: ClassifierSettings, data_sha256: str) -> None:
+    """Raise `VduError` for a classifier folder of another network or of other pictures than those."""
+    _, card = load_classifier(folder)
+    if (card.architecture, card.width, card.data_sha256) != (settings.architecture, settings.width, data_sha256):
+        raise VduError(f"{folder} is of another recipe or of other pictures: remove it or choose another --out")
 
 
 def _augmented(x: Tensor, g: torch.Generator, mirror_keeps_class: bool) -> Tensor:

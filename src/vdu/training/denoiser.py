@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import Emoji
 from vdu.diffusion.training_loss import training_loss
-from vdu.output import replacing, write_record
+from vdu.errors import VduError
+from vdu.output import refuse_existing, replacing
 from vdu.precision import autocast
+from vdu.records import write_record
 from vdu.seeding import generator
 from vdu.training.augmentation import mirrored
 from vdu.training.averaged_training import TrainingRun, train_with_average
@@ -36,10 +38,15 @@ __all__ = [
     "checkpoint_path",
     "checkpoint_writer",
     "cycled_learning_rate",
+    "refuse_other_data",
+    "refuse_other_folder",
     "train",
     "training_run",
     "write_provenance",
 ]
+
+
+MARKS = ("log.jsonl", "autoencoder-log.jsonl", "autoencoder")  # what a run writes first, or goes on from
 
 
 def cycled_learning_rate(training: Training, step: int) -> float:
@@ -73,8 +80,9 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
 
     A finished run goes on, too, once the recipe has further cycles. Writes ``out/pipeline`` (the EMA weights, a
     `DDPMPipeline` folder), ``out/checkpoints/step-*.safetensors`` (EMA weights, for the posterior), ``out/log.jsonl``
-    and ``out/provenance.json``. Returns the pipeline folder.
+    and ``out/provenance.json``. Returns the pipeline folder. Raises `VduError` for a folder that is of something else.
     """
+    refuse_other_folder(out)
     settings = recipe.training
     scheduler = DDPMScheduler(**recipe.noise)
     model, begun = starting_weights(recipe, scheduler)
@@ -92,6 +100,20 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     command = f"vdu train {recipe.name} --data DATA --out OUT{without}"
     write_provenance(out, command, recipe, recipe.sha256(), corpus, begun)
     return out / "pipeline"
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Raise `VduError` for a folder that is neither empty nor of a run, and for one that cannot be written."""
+    begun = any((out / name).exists() for name in MARKS)
+    if out.is_dir() and any(out.iterdir()) and not begun:
+        raise VduError(f"{out} holds what `vdu train` did not write: choose another --out")
+    refuse_existing(out / "state.safetensors", overwrite=True)
+
+
+def refuse_other_data(run: Path, provenance: dict[str, Any], data: Path, data_sha256: str) -> None:
+    """Raise `VduError` where the run with that ``provenance`` was trained on other files than those in ``data``."""
+    if provenance.get("data_sha256") != data_sha256:
+        raise VduError(f"{run} was trained on other files than {data} holds (packed ones differ too): give those")
 
 
 def training_run(settings: Training, out: Path, recipe: Recipe | TextRecipe, data_sha256: str) -> TrainingRun:

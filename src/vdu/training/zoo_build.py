@@ -26,9 +26,10 @@ from vdu.evaluation.reference import Reference
 from vdu.output import replacing
 from vdu.posterior import from_checkpoints
 from vdu.provenance import package_versions
+from vdu.records import read_record
 from vdu.settings_file import checked
-from vdu.training.classifier import train_classifier
-from vdu.training.denoiser import checkpoint_path
+from vdu.training.classifier import refuse_other_judge, train_classifier
+from vdu.training.denoiser import checkpoint_path, refuse_other_data
 from vdu.training.half_precision import write_half_precision
 from vdu.training.recipe import Recipe
 from vdu.training.text_to_image.zoo_build import fill_text_to_image_zoo
@@ -52,7 +53,9 @@ def _forget_images(corpus: Corpus, folder: Path) -> str:
 def _classifier(recipe: Recipe, train: Corpus, test: Corpus, run: Path) -> Path:
     """The judge's folder in the run folder; trained where it is not there yet."""
     folder = run / "classifier"
-    if not folder.is_dir():
+    if folder.is_dir():
+        refuse_other_judge(folder, recipe.classifier, train.sha256)
+    else:
         save_classifier(*train_classifier(train, test, recipe.classifier), folder)
     return folder
 
@@ -79,9 +82,10 @@ def _write_reference(folder: Path, test: Corpus) -> None:
 
 
 def _fill(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """Write everything but the provenance; returns what that says of it."""
-    recipe = checked("recipe of", str(run), Recipe, given)
+    """Write everything but the provenance; returns what that says of it. ``given``: the run's."""
+    recipe = checked("recipe of", str(run), Recipe, given["recipe"])
     train, test = recipe.load_corpus(data), recipe.load_corpus(data, "test")
+    refuse_other_data(run, given, data, train.sha256)
     write_half_precision(run / "pipeline", folder / "pipeline")
     shutil.copy(run / "log.jsonl", folder / "training-log.jsonl")
     backbone = load_backbone(folder / "pipeline")
@@ -102,15 +106,14 @@ def _fill(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[st
 
 def build_zoo_model(run: Path, data: Path, out: Path) -> dict[str, Any]:
     """Write the folder ``out`` (replaced as a whole) from the run folder of `train`; returns the provenance."""
-    try:
-        provenance: dict[str, Any] = json.loads((run / "provenance.json").read_text())
-        recipe = provenance["recipe"]
-    except (OSError, ValueError, KeyError) as error:
-        raise VduError(f"{run} has no provenance.json of a recipe: finish `vdu train` into it first") from error
+    provenance = read_record(run / "provenance.json", "finish `vdu train` into this folder first")
+    recipe = provenance.get("recipe")
+    if not isinstance(recipe, dict):
+        raise VduError(f"{run} has no provenance.json of a recipe: finish `vdu train` into it first")
     fill = fill_text_to_image_zoo if "text_encoder" in recipe else _fill
     with replacing(out) as beside:
         beside.mkdir()
-        measured = fill(recipe, run, data, beside)
+        measured = fill(provenance, run, data, beside)
         provenance |= {
             "build_command": "vdu zoo build --run RUN --data DATA --out OUT",
             "model_sha256": weights_sha256(load_backbone(beside / "pipeline").network),

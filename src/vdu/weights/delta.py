@@ -22,8 +22,8 @@ from vdu.weights.checkpoint import read_tensors, write_tensors
 __all__ = ["DELTA_FILE", "apply_delta", "revert_delta", "write_delta"]
 
 DELTA_FILE = "delta.safetensors"
-BITS = {2: torch.int16, 4: torch.int32}
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 BEFORE, AFTER = "original_sha256", "unlearned_sha256"
 
 

@@ -24,6 +24,7 @@ from vdu.seeding import generator
 from vdu.training.augmentation import mirrored
 from vdu.training.averaged_training import TrainingRun, train_with_average
 from vdu.training.text_to_image.recipe import AutoencoderTraining, TextRecipe
+from vdu.weights.checkpoint import check_state
 from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["decode_latents", "encode_images", "train_autoencoder"]
@@ -56,7 +57,9 @@ def decode_latents(model: AutoencoderKL, latents: Tensor, batch_size: int = 64) 
     return torch.cat([to_bytes(model.decode(part).sample) for part in latents.split(batch_size)])
 
 
-def _finished(recipe: TextRecipe, folder: Path) -> AutoencoderKL:
+def _finished(recipe: TextRecipe, folder: Path, run: TrainingRun) -> AutoencoderKL:
+    """Where the state of its training is there, too, that must be of this recipe and these pictures."""
+    check_state(run.state, {run.identity})
     model = AutoencoderKL.from_pretrained(folder, use_safetensors=True)
     for name, wanted in recipe.autoencoder.items():
         if model.config[name] != wanted:
@@ -71,15 +74,6 @@ def train_autoencoder(recipe: TextRecipe, emoji: Emoji, out: Path) -> Autoencode
     Raises `VduError` where it is of another recipe.
     """
     settings, folder, images = recipe.autoencoder_training, out / "autoencoder", emoji.images
-    if folder.is_dir():
-        return _finished(recipe, folder)
-    torch.manual_seed(settings.seed)
-    model = AutoencoderKL(**recipe.autoencoder)
-
-    def learning_rate_at(step: int) -> float:
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        return settings.learning_rate * cosine_to_zero(step, settings.steps) * warm
-
     run = TrainingRun(
         settings.steps,
         settings.state_every_steps,
@@ -89,6 +83,15 @@ def train_autoencoder(recipe: TextRecipe, emoji: Emoji, out: Path) -> Autoencode
         out / "autoencoder-log.jsonl",
         f"{recipe.sha256('autoencoder', 'autoencoder_training', 'size')} {emoji.sha256}",
     )
+    if folder.is_dir():
+        return _finished(recipe, folder, run)
+    torch.manual_seed(settings.seed)
+    model = AutoencoderKL(**recipe.autoencoder)
+
+    def learning_rate_at(step: int) -> float:
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        return settings.learning_rate * cosine_to_zero(step, settings.steps) * warm
+
     average = train_with_average(model, run, lambda step: _loss(model, images, settings, step), learning_rate_at)
     average.register_to_config(scaling_factor=1 / float(encode_images(average, images[:2000]).std()))
     with replacing(folder) as beside:

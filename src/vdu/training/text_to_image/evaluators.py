@@ -15,9 +15,8 @@ from torch import Tensor
 
 from vdu.corpora import Corpus
 from vdu.corpora.emoji import KINDS, STYLES, Emoji
-from vdu.detector.classifier import load_classifier, save_classifier
-from vdu.errors import VduError
-from vdu.training.classifier import train_classifier
+from vdu.detector.classifier import save_classifier
+from vdu.training.classifier import refuse_other_judge, train_classifier
 from vdu.training.text_to_image.recipe import Domain, TextRecipe
 
 __all__ = ["CLASSES", "domain_corpus", "seen", "train_evaluator"]
@@ -59,10 +58,7 @@ def train_evaluator(recipe: TextRecipe, emoji: Emoji, decoded: Tensor, domain: D
     """
     folder = out / f"{domain}-classifier"
     if folder.is_dir():
-        _, card = load_classifier(folder)
-        wanted = recipe.judges[domain]
-        if (card.architecture, card.width, card.data_sha256) != (wanted.architecture, wanted.width, emoji.sha256):
-            raise VduError(f"{folder} is of another recipe or of other pictures: remove it or choose another --out")
+        refuse_other_judge(folder, recipe.judges[domain], emoji.sha256)
     else:
         view = decoded if domain == "style" else None
         parts = domain_corpus(emoji, domain, True, view), domain_corpus(emoji, domain, False)

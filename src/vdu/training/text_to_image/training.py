@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vdu.corpora.emoji import read_emoji
 from vdu.output import replacing
-from vdu.training.denoiser import write_provenance
+from vdu.training.denoiser import refuse_other_folder, write_provenance
 from vdu.training.text_to_image.autoencoder import decode_latents, encode_images, train_autoencoder
 from vdu.training.text_to_image.denoiser import Denoiser, train_denoiser
 from vdu.training.text_to_image.evaluators import CLASSES, train_evaluator
@@ -38,6 +38,7 @@ def train_text_to_image(recipe: TextRecipe, data: Path, out: Path) -> Path:
     Writes ``out/pipeline`` (averaged weights), ``out/checkpoints``, ``out/*-classifier``, logs and
     ``out/provenance.json``. Returns the pipeline folder.
     """
+    refuse_other_folder(out)
     emoji = read_emoji(data, recipe.size)
     tokenizer = make_tokenizer(data, recipe.merges, recipe.text_config().max_position_embeddings)
     vae = train_autoencoder(recipe, emoji, out)

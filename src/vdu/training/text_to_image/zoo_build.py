@@ -18,6 +18,7 @@ from vdu.corpora.emoji import KINDS, LICENCES, STYLES, Emoji, read_emoji
 from vdu.detector.contract import load_detector
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.settings_file import checked
+from vdu.training.denoiser import refuse_other_data
 from vdu.training.half_precision import write_half_precision
 from vdu.training.text_to_image.evaluators import CLASSES
 from vdu.training.text_to_image.prompt_set import judged_objects, write_prompts
@@ -60,9 +61,10 @@ def _quality(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def fill_text_to_image_zoo(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """Write everything but the provenance; returns what that says of it. ``given``: the settings of a `TextRecipe`."""
-    recipe = checked("recipe of", str(run), TextRecipe, given)
+    """Write everything but the provenance; returns what that says of it. ``given``: the run's provenance."""
+    recipe = checked("recipe of", str(run), TextRecipe, given["recipe"])
     emoji = read_emoji(data, recipe.size)
+    refuse_other_data(run, given, data, emoji.sha256)
     write_half_precision(run / "pipeline", folder / "pipeline")
     for name in ("autoencoder-log.jsonl", "log.jsonl"):
         shutil.copy(run / name, folder / f"training-{name}")
