@@ -44,6 +44,19 @@ def test_a_bank_holds_as_many_items_as_asked_in_whole_draws_and_four_at_least(ba
     assert [fill_bank(backbone, forget, 0, "test", items=items).draws for items in (30, 31, 1)] == [5, 6, 4]
 
 
+def test_a_bank_of_features_alone_has_the_same_and_holds_no_picture(backbone, forget):
+    whole, features = (fill_bank(backbone, forget, 0, "test", features_only=only) for only in (False, True))
+    assert torch.equal(features.features, whole.features)
+    assert torch.equal(features.t_share, whole.t_share)
+    assert len(features.x_t) == len(features.original) == 0
+
+
+def test_a_bank_of_features_alone_is_no_smaller_for_large_pictures(backbone, forget, monkeypatch):
+    monkeypatch.setattr("vdu.diffusion.noised_bank.BANK_BYTES", 10 * backbone.shape[-1] ** 2 * len(forget))
+    draws = [fill_bank(backbone, forget, 0, "test", items=60, features_only=only).draws for only in (False, True)]
+    assert draws == [4, 60 // len(forget)]
+
+
 def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbone, forget):
     draws = {(7, 1.0): 3, (6, 1.0): 3, (12, 0.5): 12, (1, 1.0): 1}  # one at least
     for (count, end), early in draws.items():

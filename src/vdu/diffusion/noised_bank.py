@@ -27,6 +27,7 @@ __all__ = ["BANK_ITEMS", "NETWORK_BATCH", "NoisedBank", "fill_bank", "network_ba
 NETWORK_BATCH = 128
 BANK_ITEMS = 3072
 BANK_BYTES = 2**30
+BYTES_KEPT = 6  # of each value: x_t in float32, the original's output in float16
 FEWEST_DRAWS = 4
 
 
@@ -35,8 +36,8 @@ class NoisedBank:
     """``K`` draws of ``N`` images, draw-major: ``x_t`` and ``original`` (float16) ``(K·N, *latent_shape)``, times ``t``
     ``(K·N,)`` and ``t_share`` = t / T, ``features`` ``(K·N, D)``, conditions ``c`` ``(K·N,)`` or None. ``unprompted``
     (float16) and ``features`` are without a prompt; the same tensors as ``original`` and ``prompted_features`` where
-    there are none. ``asked`` ``(K·N,)``: what a network in training is asked with, where that is not ``c``
-    (`vdu.text.asking`)."""
+    there are none. Of pictures and outputs there is none where only features were asked for. ``asked`` ``(K·N,)``: what
+    a network in training is asked with, where that is not ``c`` (`vdu.text.asking`)."""
 
     images: int
     draws: int
@@ -75,10 +76,10 @@ def network_batches(backbone: Backbone, items: Tensor) -> tuple[Tensor, ...]:
     return items.split(min(NETWORK_BATCH, backbone.largest_batch)) if len(items) else ()
 
 
-def _draws(images: Tensor, items: int) -> int:
-    """As many as fill the bank, fewer where the images are large."""
-    bytes_each = images[0].numel() * 6
-    return max(FEWEST_DRAWS, math.ceil(min(items, BANK_BYTES // bytes_each) / len(images)))
+def _draws(images: Tensor, items: int, features_only: bool) -> int:
+    """As many as fill the bank, fewer where large images are kept in it."""
+    most = items if features_only else min(items, BANK_BYTES // (images[0].numel() * BYTES_KEPT))
+    return max(FEWEST_DRAWS, math.ceil(most / len(images)))
 
 
 def fill_bank(
@@ -91,31 +92,45 @@ def fill_bank(
     items: int = BANK_ITEMS,
     draws: int | None = None,
     t_range: tuple[float, float] = (0.0, 1.0),
+    features_only: bool = False,
 ) -> NoisedBank:
     """Noise ``images`` ``(N, *latent_shape)`` at times in ``t_range`` · T and ask the frozen network.
 
-    Deterministic for (seed, stream). ``draws`` is as many as make ``items`` where it is not given.
+    Deterministic for (seed, stream). ``draws`` is as many as make ``items`` where it is not given. With
+    ``features_only`` neither the noised images nor what the network says of them is kept.
     """
-    clean = Clean.of(images)
-    draws, g = draws or _draws(clean.x_0, items), generator(seed, "bank", stream)
+    clean, device = Clean.of(images), backbone.device
+    draws, g = draws or _draws(clean.x_0, items, features_only), generator(seed, "bank", stream)
     share = t_range[0] + (t_range[1] - t_range[0]) * stratified_shares(draws, g, each=len(images))
     t = times_at(share, backbone.timesteps)
-    x_0, device = clean.repeat(draws), backbone.device
-    x_t = backbone.add_noise(x_0.x_0, torch.randn(x_0.x_0.shape, generator=g), t).to(device)
-    t, c = t.to(device), None if x_0.c is None else x_0.c.to(device)
-    without = _asked(backbone, x_t, t, precision, None)
-    asked = _asked(backbone, x_t, t, precision, c) if c is not None and c.any() else without
+    c = None if clean.c is None else clean.c.repeat(draws).to(device)
+    # Room for all at once: joined from parts, large pictures would for a while be held twice.
+    kept = (0 if features_only else len(t), *clean.x_0.shape[1:])
+    x_t, unprompted = torch.empty(kept, device=device), torch.empty(kept, device=device, dtype=torch.half)
+    prompted = c is not None and bool(c.any())
+    original, features, prompted_features = torch.empty_like(unprompted) if prompted else unprompted, [], []
+    for i in network_batches(backbone, torch.arange(len(t))):
+        x_0 = clean.x_0[i % len(clean)]
+        noised = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t[i]).to(device)
+        outputs, found = _asked(backbone, noised, t[i].to(device), precision, None)
+        features.append(found)
+        if not features_only:
+            x_t[i], unprompted[i] = noised, outputs
+        if prompted and c is not None:
+            outputs, found = _asked(backbone, noised, t[i].to(device), precision, c[i])
+            prompted_features.append(found)
+            if not features_only:
+                original[i] = outputs
+    without = torch.cat(features)
+    with_prompts = torch.cat(prompted_features) if prompted else without
+    t = t.to(device)
     share = t / backbone.timesteps
-    return NoisedBank(len(images), draws, x_t, t, share, asked[0], without[0], without[1], asked[1], c)
+    return NoisedBank(len(images), draws, x_t, t, share, original, unprompted, without, with_prompts, c)
 
 
 @torch.no_grad()
 def _asked(backbone: Backbone, x_t: Tensor, t: Tensor, precision: str, c: Tensor | None) -> tuple[Tensor, Tensor]:
     """Outputs (float16) and features of the frozen network."""
-    outputs, features = [], []
     with autocast(backbone.network, precision):
-        for i in network_batches(backbone, torch.arange(len(t))):
-            output, feature = backbone.original_with_features(x_t[i], t[i], None if c is None else c[i])
-            outputs.append(output.half())
-            features.append(feature)
-    return torch.cat(outputs), torch.cat(features)
+        output, features = backbone.original_with_features(x_t, t, c)
+    return output.half(), features

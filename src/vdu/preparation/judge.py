@@ -46,6 +46,7 @@ def label_free_judge(preparation: Preparation) -> Judge:
             precision=preparation.precision,
             draws=LOOK_DRAWS,
             t_range=LOOK_RANGE,
+            features_only=True,
         )
         features = (bank.features - head.centre) / head.spread
         return bank.by_image(head(bank.features, bank.t_share)), features.view(LOOK_DRAWS, len(images), -1).mean(0)

@@ -211,7 +211,14 @@ class Preparation:
     def _judged(self, x_0: Tensor, stream: str, items: int) -> NoisedBank:
         """A bank at early times alone, without prompts."""
         return fill_bank(
-            self.backbone, x_0, self.seed, stream, precision=self.precision, items=items, t_range=(0.0, EARLY)
+            self.backbone,
+            x_0,
+            self.seed,
+            stream,
+            precision=self.precision,
+            items=items,
+            t_range=(0.0, EARLY),
+            features_only=True,
         )
 
     @property
