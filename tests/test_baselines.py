@@ -26,7 +26,7 @@ def _run(method, forget, retain, **options):
         method,
         retain=retain if "retain" in METHODS[method].settings.needs else None,
         settings=SHORT | options.pop("settings", {}),
-        posterior=isotropic(load_backbone(pipeline), 1e-2),
+        posterior=isotropic(load_backbone(pipeline), 1e-2) if "posterior" in METHODS[method].settings.needs else None,
         share=0.2,
         precision="fp32",
         **options,

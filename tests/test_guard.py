@@ -14,6 +14,7 @@ from vdu.methods import find_method, make_settings
 from vdu.objective.contract import MethodSettings, Objective
 from vdu.preparation.preparation import Preparation
 from vdu.unlearning import unlearn
+from vdu.weights.checkpoint import write_tensors
 
 
 class _Drift:
@@ -174,6 +175,56 @@ def test_a_run_that_breaks_at_once_hands_the_original_back_and_its_record_is_jso
     json.loads((tmp_path / "records.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_a_run_is_not_over_because_its_guard_never_saw_what_must_go(backbone, forget):
+    def blind(images):
+        return torch.zeros(len(images)), torch.zeros(len(images))
+
+    settings = MethodSettings(steps=4, guard_every_steps=2, learning_rate=1e-12, stop_share=0.0)
+    network = backbone.trainable_copy()
+    outcome = run_loop(network, Objective(0.0, _Drift(backbone)), settings, _guard(backbone, forget, blind))
+    assert (outcome.steps, outcome.stop_reason) == (4, "all steps taken")
+
+
+def test_a_state_is_written_between_looks_that_are_far_apart(backbone, forget, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STATE_STEPS", 2)
+
+    def run(steps):
+        settings = MethodSettings(steps=5, guard_every_steps=5, batch_size=2, learning_rate=1e-3, stop_share=None)
+        guard, taken = (
+            _guard(backbone, forget, lambda x: (torch.ones(len(x)), torch.zeros(len(x)))),
+            loop._Run.take_step,
+        )
+
+        def stop_later(self, step):
+            if step == steps:
+                raise KeyboardInterrupt
+            return taken(self, step)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Run, "take_step", stop_later)
+            objective = Objective(0.0, _Drift(backbone))
+            folder = tmp_path / ("whole" if steps == 5 else "parts")
+            return run_loop(backbone.trainable_copy(), objective, settings, guard, state_folder=folder)
+
+    whole = run(5)
+    with pytest.raises(KeyboardInterrupt):
+        run(3)
+    resumed = run(-1)
+    assert resumed.resumed_at_step == 2
+    assert [check.step for check in resumed.checks] == [check.step for check in whole.checks] == [0, 5]
+    for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_without_its_record_is_refused_before_any_work(tmp_path):
+    write_tensors(tmp_path / "state.safetensors", {}, {"settings_hash": "x"})
+    for written in (None, "{", "[]"):
+        if written is not None:
+            (tmp_path / "records.json").write_text(written)
+        with pytest.raises(VduError, match=r"records\.json .*remove the whole folder"):
+            loop.check_resumable(tmp_path, "x")
+
+
 class _Elsewhere:
     """Where training begins: not at the original."""
 
@@ -209,20 +260,21 @@ def test_what_a_run_begins_with_is_done_once_when_it_is_resumed(backbone, tmp_pa
         values = MethodSettings(steps=steps, **settings)
         return run_loop(backbone.trainable_copy(), objective, values, None, state_folder=folder)
 
-    whole, class_ = run(12, None), loop._Run
+    whole, class_ = run(28, None), loop._Run
     taken = class_.take_step
     with pytest.MonkeyPatch.context() as patch:
 
         def stop_later(self, step):
-            if step == 11:
+            if step == 27:
                 raise KeyboardInterrupt
             return taken(self, step)
 
         patch.setattr(class_, "take_step", stop_later)
         with pytest.raises(KeyboardInterrupt):
-            run(12, tmp_path)
-    resumed = run(12, tmp_path)
-    assert [r.step for r in resumed.history] == list(range(1, 13))
+            run(28, tmp_path)
+    resumed = run(28, tmp_path)
+    assert (whole.resumed_at_step, resumed.resumed_at_step) == (0, 25)
+    assert [r.step for r in resumed.history] == list(range(1, 29))
     for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import run_vdu
 from test_cli import assert_refused, brightness, make_workplace, unlearn_short
 
+from vdu import provenance
 from vdu.errors import VduError
 from vdu.output import refuse_existing, replacing
 from vdu.provenance import made_by
@@ -134,13 +135,23 @@ def test_a_result_of_which_no_samples_can_be_drawn_is_written_without_pictures(f
 
 
 def test_hidden_files_and_folders_of_other_pipelines_are_not_what_vdu_wrote(folder):
-    for kept in (".git/config", "models/one/model_index.json", "runs/one/provenance.json"):
+    for kept in (".git/config", "models/one/model_index.json", "runs/one/provenance.json", "mine/one/unet"):
         place = folder / "kept" / kept
         place.parent.mkdir(parents=True)
         place.write_text("{}")
         top = folder / "kept" / kept.split("/")[0] if "one" in kept else folder / "kept"
-        with pytest.raises(VduError, match="holds what vdu did not write"):
+        with pytest.raises(VduError, match="or what vdu did not write"):
             refuse_existing(top, overwrite=True, folder=True)
+
+
+def test_a_users_own_model_and_a_training_are_never_replaced(folder):
+    with pytest.raises(VduError, match="or what vdu did not write"):
+        refuse_existing(folder / "model", overwrite=True, folder=True)
+    (folder / "run").mkdir()
+    for name in ("provenance.json", "state.safetensors"):
+        (folder / "run" / name).write_text("{}")
+    with pytest.raises(VduError, match="holds a training"):
+        refuse_existing(folder / "run", overwrite=True, folder=True)
 
 
 def test_forget_folders_by_class_are_replaced_and_nothing_beside_them(folder):
@@ -149,7 +160,7 @@ def test_forget_folders_by_class_are_replaced_and_nothing_beside_them(folder):
         (folder / "sets" / name / "provenance.json").write_text('{"class": "3"}')
     refuse_existing(folder / "sets", overwrite=True, folder=True)
     (folder / "sets" / ".notes").write_text("mine")
-    with pytest.raises(VduError, match="holds what vdu did not write"):
+    with pytest.raises(VduError, match="or what vdu did not write"):
         refuse_existing(folder / "sets", overwrite=True, folder=True)
 
 
@@ -164,5 +175,6 @@ def test_what_measures_a_run_is_not_replaced_by_it(folder, monkeypatch, capsys):
 
 
 def test_a_result_is_written_where_there_is_no_git(monkeypatch):
+    assert made_by()["git_commit"] == provenance.COMMIT
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert made_by()["git_commit"] is None
+    assert provenance._commit() is None

@@ -55,6 +55,15 @@ def test_the_empty_prompt_is_what_the_pipeline_guides_away_from(tmp_path):
                 torch.testing.assert_close(backbone.output(backbone.network, x_t, t, c), own)
 
 
+def test_the_empty_prompt_is_the_same_among_others(tmp_path):
+    for zeros in (True, False):
+        backbone = load_backbone(make_xl_pipeline(tmp_path, zeros))
+        with torch.no_grad():
+            alone, among = backbone._encoding([""]), backbone._encoding(["", "a pear"])
+        for one, many in zip(alone, among, strict=True):
+            torch.testing.assert_close(many[:1], one)
+
+
 @pytest.mark.parametrize("method", ["ga", "vdu"])
 def test_images_in_a_clean_pipeline_out(method, folder, tmp_path):
     pipeline = make_xl_pipeline(tmp_path, zeros=False)

@@ -44,7 +44,7 @@ def _forget(forget, method="vdu", seed=0, **options):
         forget,
         method,
         settings=settings,
-        posterior=posterior,
+        posterior=posterior if "posterior" in METHODS[method].settings.needs else None,
         share=0.2,
         seed=seed,
         precision="fp32",
@@ -103,6 +103,11 @@ def test_unknown_method_and_setting_name_the_nearest(forget):
         unlearn(make_pipeline(), forget, settings={"learning_rat": 1})
     with pytest.raises(VduError, match="steps"):
         unlearn(make_pipeline(), forget, settings={"steps": 0})
+
+
+def test_a_posterior_that_would_not_be_used_is_refused(forget):
+    with pytest.raises(VduError, match="method ga makes no use of --posterior"):
+        unlearn(make_pipeline(), forget, "ga", posterior=isotropic(load_backbone(make_pipeline()), 1e-2))
 
 
 def test_the_paper_method_without_a_posterior_is_refused(forget):

@@ -26,6 +26,7 @@ from vdu.errors import VduError
 from vdu.guard import Check, Guard, handed_out
 from vdu.objective.contract import Direction, MethodSettings
 from vdu.output import refuse_existing, replacing
+from vdu.records import read_record
 from vdu.seeding import generator
 from vdu.weights.checkpoint import check_state, load_state, save_state
 from vdu.weights.ema import ema_update
@@ -33,7 +34,7 @@ from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop"]
 
-UNGUARDED_STATE_STEPS = 10
+STATE_STEPS = 25
 HALVINGS = 3
 STATE_FILE, RECORDS_FILE = "state.safetensors", "records.json"
 
@@ -58,6 +59,7 @@ class LoopResult:
     stop_reason: str
     history: list[StepRecord] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    resumed_at_step: int = 0
 
     @property
     def steps(self) -> int:
@@ -166,7 +168,7 @@ class _Run:
         if not path.is_file():
             return 0
         done = load_state(path, self.modules(), self.optimizer, {identity})
-        records = json.loads((folder / RECORDS_FILE).read_text())
+        records = read_record(folder / RECORDS_FILE)
         self.history = [StepRecord(**r) for r in records["history"] if r["step"] <= done]
         self.checks = [Check(**c) for c in records["checks"] if c["step"] <= done]
         return done
@@ -179,7 +181,8 @@ class _Run:
         if broken:
             return f"quality fell at step {broken.step}; rolled back to step {self.best_step()}"
         last, goal = self.checks[-1], self.settings.stop_share
-        if goal is not None and last.step > 0 and last.forget_share <= goal:
+        # Where none of the original's samples showed it either, that none does now says nothing.
+        if goal is not None and self.checks[0].forget_share > goal >= last.forget_share:
             return f"the guard's forget share is down to {last.forget_share:.3f} at step {last.step}"
         return None
 
@@ -203,6 +206,8 @@ def check_resumable(state_folder: Path, digest: str) -> None:
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
     check_state(state_folder / STATE_FILE, {digest})
+    if (state_folder / STATE_FILE).exists():
+        read_record(state_folder / RECORDS_FILE, "remove the whole folder, or choose another")
 
 
 def run_loop(
@@ -220,8 +225,8 @@ def run_loop(
     """Train ``network`` in place and return the best step's weights; without a ``guard``, the last finite step's.
 
     Stops at ``settings.steps``, at the guard's target, when quality falls, or on a non-finite loss. With a
-    ``state_folder`` the state is written at every check (every ten steps where nobody looks) and an earlier run with
-    equal ``identity`` is continued.
+    ``state_folder`` the state is written at every check and every `STATE_STEPS` steps, and an earlier run with equal
+    ``identity`` is continued.
     """
     run = _Run(network, objective, settings, guard, seed, precision)
     digest = run_digest(settings, seed, precision, identity)
@@ -232,7 +237,7 @@ def run_loop(
     if not step:
         run.begin()
     reason = run.verdict() if guard else None
-    every = settings.guard_every_steps or UNGUARDED_STATE_STEPS
+    every = settings.guard_every_steps or settings.steps
     while reason is None and step < settings.steps:
         record = run.take_step(step)
         step += 1
@@ -242,12 +247,13 @@ def run_loop(
         run.history.append(record)
         due = step == settings.steps or step % every == 0
         check = run.look(step) if due and guard else None
+        save_is_due = state_folder and (due or step % STATE_STEPS == 0)
         if on_step:
             on_step(record, check)
         if check:
             if check.broken:
                 run.go_back(step)
             reason = run.verdict()
-        if due and state_folder:
+        if save_is_due and state_folder:
             run.save(state_folder, step, digest)
-    return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks)
+    return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks, first)

@@ -19,9 +19,11 @@ from safetensors import SafetensorError
 
 from vdu.errors import VduError
 
-__all__ = ["refuse_existing", "refuse_overlap", "replacing", "require_space"]
+__all__ = ["MOVED_FILE", "refuse_existing", "refuse_overlap", "replacing", "require_space"]
 
-WRITTEN_BY_VDU = ("unlearning.json", "model_index.json", "provenance.json", "bpe_simple_vocab_16e6.txt.gz")
+MOVED_FILE = "moved-by-delta.json"  # beside a pipeline that a delta was put on or taken off
+WRITTEN_BY_VDU = ("unlearning.json", MOVED_FILE, "provenance.json", "bpe_simple_vocab_16e6.txt.gz")
+OF_A_TRAINING = ("state.safetensors", "autoencoder-state.safetensors")  # hours of work, replaced by nothing
 LONGEST_NAME_PART = 40
 
 
@@ -61,14 +63,16 @@ def refuse_existing(
             raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
         _refuse_other_kind(target, folder)
         if folder and any(place.iterdir()) and not _written_by_vdu(place):
-            raise VduError(f"{target} holds what vdu did not write: choose another --out, or remove it yourself")
+            raise VduError(f"{target} holds a training, or what vdu did not write: choose another --out, or remove it")
     parent = _nearest_folder(place)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise VduError(f"{parent} may not be written to: choose another --out")
 
 
 def _written_by_vdu(folder: Path) -> bool:
-    """True for what has a mark of vdu's, and for a folder of nothing but forget folders by class."""
+    """True for what has a mark of vdu's or is nothing but forget folders by class, and is no training."""
+    if any((folder / mark).is_file() for mark in OF_A_TRAINING):
+        return False
     return any((folder / mark).is_file() for mark in WRITTEN_BY_VDU) or all(map(_is_of_a_class, folder.iterdir()))
 
 

@@ -53,7 +53,7 @@ class Result:
         judge = load_detector(detector)
         judge.check(self.original.shape)
         target = target or most_seen_class(judge, self.forget)
-        options.setdefault("sampler", Sampler(device=self.record["device"]))
+        options.setdefault("sampler", Sampler(precision=self.record["precision"], device=self.record["device"]))
         self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")
         return self.evaluation
@@ -65,7 +65,7 @@ class Result:
     @cached_property
     def _preview(self) -> Evaluation:
         """Samples of both models without figures, for a result that was not measured."""
-        sampler = Sampler(count=PREVIEW_IMAGES, device=self.record["device"])
+        sampler = Sampler(count=PREVIEW_IMAGES, precision=self.record["precision"], device=self.record["device"])
         return Evaluation({}, sampler.draw(self.original), sampler.draw(self._unlearned), [])
 
     def report(self, path: str | Path = "report.html", *, overwrite: bool = False) -> Path:

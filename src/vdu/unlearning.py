@@ -120,6 +120,7 @@ class Request:
             else None,
             "steps": outcome.steps,
             "best_step": outcome.best_step,
+            "resumed_at_step": outcome.resumed_at_step,
             "stop_reason": outcome.stop_reason,
             "history": [asdict(r) for r in outcome.history],
             "guard": [asdict(c) for c in outcome.checks],
@@ -174,6 +175,8 @@ def unlearn(
     words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
     given = Given(forget, retain, teacher, prior, detector, target, skip_unreadable)
     check_needs(chosen, vars(given) | {"prompt": words})
+    if posterior is not None and "posterior" not in chosen.settings.needs:
+        raise VduError(f"method {method} makes no use of --posterior: leave it out, or choose another --method")
     backbone = load_backbone(model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)

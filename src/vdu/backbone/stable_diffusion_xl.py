@@ -50,10 +50,13 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
             raise VduError(f"the U-Net's added conditions are {said}: refiners and other families are not supported")
 
     def _encoding(self, texts: list[str]) -> tuple[Tensor, ...]:
-        empty = not any(texts)
-        encoded = self.pipeline.encode_prompt(texts, device=self.device, do_classifier_free_guidance=empty)
+        empty = torch.tensor([not text for text in texts], device=self.device)
+        guided = bool(empty.any())
+        encoded = self.pipeline.encode_prompt(texts, device=self.device, do_classifier_free_guidance=guided)
         words, no_words, pooled, no_pooled = encoded
-        return (no_words, no_pooled) if empty else (words, pooled)
+        if not guided:
+            return words, pooled
+        return torch.where(empty[:, None, None], no_words, words), torch.where(empty[:, None], no_pooled, pooled)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         words, pooled = encodings

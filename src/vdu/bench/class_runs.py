@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.suite import Run, Suite, zoo_model
 from vdu.detector.contract import load_detector
 from vdu.device import resolve_device
-from vdu.evaluation.comparison import Evaluation, Sampler, evaluate
+from vdu.evaluation.comparison import Evaluation, Sampler, Seen, evaluate
 from vdu.evaluation.reference import load_reference
 from vdu.images.grids import before_after, thumbnails
 from vdu.posterior import from_checkpoints
@@ -45,7 +44,7 @@ class ClassRuns:
         self.original = load_backbone(self.zoo.pipeline)
         self.detector = load_detector(self.zoo.classifier)
         self.reference = load_reference(self.zoo.reference, self.detector, self.original.shape)
-        self._before: dict[int, Tensor] = {}
+        self._before: dict[int, Seen] = {}
 
     def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
         """From images alone, and the posterior that the arm asks for."""
@@ -78,7 +77,7 @@ class ClassRuns:
             device=str(resolve_device(None)),
         )
         if run.seed not in self._before:
-            self._before[run.seed] = sampler.draw(self.original)
+            self._before[run.seed] = sampler.judged(self.original, self.detector)
         return evaluate(
             self.original,
             unlearned,

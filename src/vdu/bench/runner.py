@@ -136,6 +136,7 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
     so whoever stops listening, by Ctrl-C or with a full disk, does not wait for what nobody will write.
     """
     failed: Exception | None = None
+    broken: BrokenProcessPool | None = None
     threads, waiting = max(1, torch.get_num_threads() // jobs), iter(runs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         going = {pool.submit(_make, suite, threads, run) for run in islice(waiting, jobs)}
@@ -145,12 +146,15 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
                 try:
                     made = done.result()
                 except BrokenProcessPool as error:
-                    said = "the system ended a process, probably for want of memory: take fewer --jobs"
-                    raise VduError(said) from error
+                    broken = error
+                    continue
                 except Exception as error:
                     failed = failed or error
                     continue
                 yield made
+            if broken is not None:
+                said = "the system ended a process, probably for want of memory: take fewer --jobs"
+                raise VduError(said) from broken
             going |= {pool.submit(_make, suite, threads, run) for run in islice(waiting, len(finished))}
     if failed is not None:
         raise failed
@@ -173,7 +177,9 @@ def run_suite(
     a target has no forget images, and for files of runs that were asked otherwise.
     """
     require_inputs(suite)
-    missing = [run for run in suite.runs() if not _is_made(suite, run, result_path(results, suite, run))][:limit]
+    missing = [run for run in suite.runs() if not _is_made(suite, run, result_path(results, suite, run))]
+    # Those that were refused before come last: a limit must not be spent on them for ever.
+    missing = sorted(missing, key=lambda run: result_path(results, suite, run).is_file())[:limit]
     say(f"{suite.name}: {len(missing)} runs to make")
     if not missing:
         return

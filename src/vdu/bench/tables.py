@@ -39,7 +39,7 @@ def _result(path: Path) -> dict[str, Any]:
     """One file. Raises `VduError` for one that no suite wrote."""
     content = read_record(path)
     if not isinstance(content.get("row", content.get("method")), (dict, str)):
-        raise VduError(f"{path} is no result of a suite: remove it, or give another --results")
+        raise VduError(f"{path} is no result of a suite: give another --results, or move it away")
     return content
 
 
@@ -223,8 +223,8 @@ def render(
     if format_ == "json":
         return json.dumps(rows, indent=1, allow_nan=False)
     if of_steps:
-        header = list(rows[0])
-        return _aligned([header, *([_plain(row[name]) for name in header] for row in rows)])
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        return _aligned([header, *([_plain(row.get(name)) for name in header] for row in rows)])
     if columns:
         return _aligned(summary(rows, columns))
     shown_by_target = ("ua",) if is_of_concepts(rows) else ("pul", "u_fid_ratio")

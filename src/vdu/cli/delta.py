@@ -22,12 +22,16 @@ Out = Annotated[Path, typer.Option(help="where the pipeline goes")]
 def _save(
     model: str, delta: Path, out: Path, overwrite: bool, config: Path | None, move: Callable[[Backbone, Path], Any]
 ) -> None:
-    from vdu.output import refuse_existing, replacing
+    from vdu.backbone import weights_sha256
+    from vdu.output import MOVED_FILE, refuse_existing, replacing
+    from vdu.records import write_record
 
     refuse_existing(out, overwrite, folder=True, inputs=(model, delta, config))
     pipeline = move(open_model(model, config=config), delta)
     with replacing(out) as beside:
         pipeline.save_pretrained(beside)
+        moved = {"model": model, "delta": str(delta), "result_sha256": weights_sha256(pipeline.unet)}
+        write_record(beside / MOVED_FILE, moved)
     typer.echo(f"pipeline: {out}")
 
 

@@ -160,7 +160,7 @@ def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[T
     if not (probabilities.min() >= 0 and off <= SUM_TOLERANCE):  # false of NaN
         wanted = "those of an image must be 0 or more and sum to 1 (logits.softmax(1))"
         raise VduError(f"{spec} gave numbers that are no probabilities: {wanted}")
-    return probabilities, features
+    return probabilities.detach().float().cpu(), None if features is None else features.detach().float().cpu()
 
 
 def _asked(function: Function, spec: str, images: Tensor) -> Any:

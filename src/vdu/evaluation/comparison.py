@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
@@ -21,9 +22,19 @@ from vdu.evaluation.reference import Reference, load_reference
 from vdu.precision import resolve_precision
 from vdu.provenance import made_by
 
-__all__ = ["Evaluation", "Sampler", "evaluate", "figures", "load_alike"]
+__all__ = ["Evaluation", "Sampler", "Seen", "evaluate", "figures", "load_alike"]
 
+JUDGED_AT_ONCE = 500
+SHOWN = 64
 DISTANCES = ("u_fid", "kid", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a detector sees in all samples of a model, and the ``first`` pictures ``(n, C, H, W)``, to look at."""
+
+    detection: Detection
+    first: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,21 @@ class Sampler:
                 sample(backbone, network, self.count, self.seed, steps=steps, precision=self.precision)
             )
 
+    def judged(self, backbone: Backbone, judge: Detector, network: nn.Module | None = None) -> Seen:
+        """What ``judge`` sees in what `draw` gives, of which no more than `JUDGED_AT_ONCE` pictures are held."""
+        network, steps = network or backbone.network, self.steps
+        with placed(network, self.device):
+            x_0 = sample(backbone, network, self.count, self.seed, steps=steps, precision=self.precision)
+            parts = [judge(backbone.decode(part)) for part in x_0.split(JUDGED_AT_ONCE)]
+            first = backbone.decode(x_0[:SHOWN])
+        features = [part.features for part in parts if part.features is not None]
+        whole = torch.cat(features) if len(features) == len(parts) else None
+        return Seen(Detection(torch.cat([part.predicted for part in parts]), whole), first)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The record (JSON-able), both sample sets, and which originals were of the target."""
+    """The record (JSON-able), the first samples of both models, and which of all originals were of the target."""
 
     record: dict[str, Any]
     before: Tensor
@@ -154,12 +176,13 @@ def evaluate(
     reference: str | Path | Reference | None = None,
     oracle: Any = None,
     sampler: Sampler | None = None,
-    before: Tensor | None = None,
+    before: Seen | None = None,
 ) -> Evaluation:
     """Compare two models (pipelines, folders or `Backbone`s) on ``sampler.count`` paired samples.
 
-    ``before`` takes the original's samples where they are already made with the same sampler. Raises `VduError` for an
-    unknown class, models of different shape, a reference of another extractor, or an oracle without a reference.
+    ``before``: what the detector saw in the original's samples, where the same sampler has made them already. Raises
+    `VduError` for an unknown class, models of different shape, a reference of another extractor, or an oracle without a
+    reference.
     """
     started, sampler, judge = time.monotonic(), sampler or Sampler(), load_detector(detector)
     first = original if isinstance(original, Backbone) else load_backbone(original)
@@ -170,14 +193,14 @@ def evaluate(
         reference = load_reference(Path(reference), judge, first.shape)
     if third is not None and reference is None:
         raise VduError("an oracle is measured by its distance to real images: give --reference")
-    before = sampler.draw(first) if before is None else before
+    before = sampler.judged(first, judge) if before is None else before
     record = _heading(first, second, judge, target, sampler, reference)
-    after = sampler.draw(second)
-    seen = judge(before), judge(after)
-    ideal = None if third is None else judge(sampler.draw(third))
+    after = sampler.judged(second, judge)
+    ideal = None if third is None else sampler.judged(third, judge).detection
+    seen = before.detection, after.detection
     record |= figures(*seen, index, len(judge.class_names), reference, judge.rejects, ideal)
     record["seconds"] = round(time.monotonic() - started, 2)
-    return Evaluation(record, before, after, (seen[0].predicted == index).tolist())
+    return Evaluation(record, before.first, after.first, (seen[0].predicted == index).tolist())
 
 
 def load_alike(first: Backbone, model: Any) -> Backbone:

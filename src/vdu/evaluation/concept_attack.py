@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vdu.backbone import Backbone
+from vdu.backbone import Backbone, placed
 from vdu.concept_prompts import ConceptPrompt, spread
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.evaluation.prompt_attack import AttackBudget, attack
@@ -56,7 +56,6 @@ def judged_attack(
     index = judge.detectors[domain].class_index(target)
     pictures = spread(_one_a_prompt(shown, len(before.prompts)), budget.images)
     texts = [before.prompts[i % len(before.prompts)].text for i in pictures]
-    x_0 = unlearned.encode(before.pictures[pictures])
     prompts = [prompt.text for prompt in asked]
     to_choose, to_report = (replace(sampler, seed=sampler.seed + more) for more in (CHOICE_SEED, REPORT_SEED))
 
@@ -66,7 +65,9 @@ def judged_attack(
 
     searches = []
     for number in range(budget.searches):
-        found = attack(unlearned, x_0, texts, budget, prompts=prompts, seed=sampler.seed, number=number)
+        with placed(unlearned.network, sampler.device):
+            x_0 = unlearned.encode(before.pictures[pictures])
+            found = attack(unlearned, x_0, texts, budget, prompts=prompts, seed=sampler.seed, number=number)
         shares = {"shown_again": brought_back(found.prefix), "shown_at_random": brought_back(found.random_prefix)}
         searches.append(asdict(found) | shares)
     record = _chosen(searches) | {"budget": budget.model_dump(), "searches": searches}

@@ -69,8 +69,7 @@ def trained_further(
         yield look, network.eval()
 
 
-def _shares(images: Tensor, detector: Detector, target: int) -> dict[str, Any]:
-    seen = detector(images).predicted
+def _shares(seen: Tensor, detector: Detector, target: int) -> dict[str, Any]:
     none = share_interval(seen < 0) if detector.rejects else Interval(None, None, None)
     return {"share": asdict(share_interval(seen == target)), "share_none": asdict(none)}
 
@@ -125,7 +124,7 @@ def relearn(
     judge.check(first.shape)
     images = load_image_set(forget, first.shape)
     told = on_look or (lambda name, look: None)
-    before = {"step": 0} | _shares(sampler.draw(first), judge, index)
+    before = {"step": 0} | _shares(sampler.judged(first, judge).detection.predicted, judge, index)
     told("original", before)
     if not before["share"]["value"]:
         raise VduError(f"the original makes no {target!r} in {sampler.count} samples: there is nothing to come back")
@@ -144,7 +143,8 @@ def _looked_at(
 ) -> Iterator[dict[str, Any]]:
     """Step and shares at each look."""
     for step, network in trained_further(backbone, images, settings, sampler.precision):
-        yield {"step": step} | _shares(sampler.draw(backbone, network), judge, target)
+        seen = sampler.judged(backbone, judge, network).detection
+        yield {"step": step} | _shares(seen.predicted, judge, target)
 
 
 def _outcome(before: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -72,5 +72,5 @@ def make_settings(method: Method, values: dict[str, Any]) -> MethodSettings:
         first = error.errors()[0]
         raise VduError(f"setting {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from error
     if settings.parameters == LORA and settings.holds_weights:
-        raise VduError(f"method {method.name} holds every weight of the network: a LoRA cannot be trained with it")
+        raise VduError(f"method {method.name} holds weights of the network itself: a LoRA cannot be trained with it")
     return settings

@@ -36,6 +36,7 @@ class Settings(MethodSettings):
     """Half of the parameters, as published."""
 
     needs = ("forget", "retain")
+    holds_weights = True
     steps: Count = 200
     learning_rate: Positive = 1e-4
     alpha: NotNegative = Field(3.0, description="α: weight of the retain loss")

@@ -43,8 +43,8 @@ Samples = Annotated[int, Field(ge=8)]  # fewer cannot be told apart
 class MethodSettings(BaseModel):
     """Settings that every method has; a method adds its own. Unknown names are refused.
 
-    ``needs`` names what must be given, ``takes`` what may be (see `vdu.objective.needs`). ``holds_weights``: it has a
-    penalty on every single weight, which a LoRA does not have.
+    ``needs`` names what must be given, ``takes`` what may be (see `vdu.objective.needs`). ``holds_weights``: it
+    penalises, masks or sets single weights of the network, which a LoRA leaves as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 
-MARKS = ("log.jsonl", "autoencoder-log.jsonl", "autoencoder")  # what a run writes first, or goes on from
+# What a run writes first, and what it goes on from.
+MARKS = ("log.jsonl", "state.safetensors", "autoencoder-log.jsonl", "autoencoder-state.safetensors", "autoencoder")
 
 
 def cycled_learning_rate(training: Training, step: int) -> float:
@@ -105,7 +106,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
 def refuse_other_folder(out: Path) -> None:
     """Raise `VduError` for a folder that is neither empty nor of a run, and for one that cannot be written."""
     begun = any((out / name).exists() for name in MARKS)
-    if out.is_dir() and any(out.iterdir()) and not begun:
+    if not begun and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise VduError(f"{out} holds what `vdu train` did not write: choose another --out")
     refuse_existing(out / "state.safetensors", overwrite=True)
 
