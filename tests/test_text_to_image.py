@@ -7,7 +7,9 @@ import gzip
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from vdu.training.text_to_image.recipe import TextRecipe, is_text_recipe, read_t
 from vdu.training.text_to_image.templates import FORMS, PARAPHRASES, caption
 from vdu.training.text_to_image.tokenizer import make_tokenizer
 from vdu.training.text_to_image.training import train_text_to_image
+from vdu.training.text_to_image.zoo_build import _spread
 from vdu.training.zoo_build import build_zoo_model
 
 EVALUATORS = "vdu.training.text_to_image.evaluators"
@@ -283,6 +286,20 @@ def test_the_zoo_folder_has_judges_prompts_and_images_that_may_be_passed_on(run,
     assert 0 <= provenance["quality"][0]["style_agreement_percent"] <= 100
     pipeline = StableDiffusionPipeline.from_pretrained(out / "pipeline")
     assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+
+
+@pytest.mark.parametrize("objects", [7, 40, 50, 120, 200])
+def test_forget_images_of_a_kind_are_of_all_styles_alike(objects):
+    """Also where the pictures are a multiple of how many are wanted: every so manieth would be of one style."""
+    things = [f"thing {k}" for k in range(objects) for _ in STYLES]
+    emoji = SimpleNamespace(objects=things, styles=list(STYLES) * objects)
+    mine = [i for i, style in enumerate(emoji.styles) if style != "openmoji"]
+    chosen = _spread(emoji, mine)
+    assert len(chosen) == len(set(chosen)) == min(50, 4 * objects)
+    assert len({emoji.objects[i] for i in chosen}) == min(50, objects)
+    of_style = Counter(emoji.styles[i] for i in chosen)
+    assert len(of_style) == 4
+    assert max(of_style.values()) - min(of_style.values()) <= 1
 
 
 def test_the_command_line_knows_which_recipes_are_of_text_to_image_models():

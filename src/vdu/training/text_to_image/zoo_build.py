@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,23 @@ SHARE_ALIKE = "openmoji"
 GUIDANCE_SCALE = 3.0
 
 
+def _spread(emoji: Emoji, mine: list[int]) -> list[int]:
+    """`FORGET_IMAGES` of the pictures ``mine``: objects evenly through the corpus, each in the next of its styles."""
+    of_object: defaultdict[str, list[int]] = defaultdict(list)
+    for i in mine:
+        of_object[emoji.objects[i]].append(i)
+    objects = list(of_object.values())[:: max(1, len(of_object) // FORGET_IMAGES)][:FORGET_IMAGES]
+    turns = (styles[(k + turn) % len(styles)] for turn in range(len(STYLES)) for k, styles in enumerate(objects))
+    return list(dict.fromkeys(turns))[:FORGET_IMAGES]
+
+
 def _write_forget_images(emoji: Emoji, folder: Path) -> None:
-    """The first of each style and kind that are in no judged prompt, without the style that may not be shipped."""
+    """Some of each style and kind that are in no judged prompt, without the style that may not be shipped."""
     judged = {thing for things in judged_objects(emoji).values() for thing in things}
     free = [i for i, thing in enumerate(emoji.objects) if thing not in judged and emoji.styles[i] != SHARE_ALIKE]
     for labels, names in ((emoji.styles, STYLES), (emoji.kinds, tuple(KINDS))):
         for name in names:
-            mine = [i for i in free if labels[i] == name]
-            # Evenly through the corpus, which is in the order of the emoji standard.
-            for i in mine[:: max(1, len(mine) // FORGET_IMAGES)][:FORGET_IMAGES]:
+            for i in _spread(emoji, [i for i in free if labels[i] == name]):
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 file = emoji.files[i].replace("/", "-")
                 Image.fromarray(emoji.images[i].permute(1, 2, 0).numpy()).save(folder / name / file, optimize=True)
@@ -72,9 +81,10 @@ def fill_text_to_image_zoo(given: dict[str, Any], run: Path, data: Path, folder:
         shutil.copytree(run / f"{domain}-classifier", folder / f"{domain}-classifier")
     write_prompts(emoji, folder)
     _write_forget_images(emoji, folder / "forget")
+    shipped = f"at most {FORGET_IMAGES} of each style and kind, kinds in all styles but {SHARE_ALIKE} (share-alike)"
     return {
         "judges": {d: json.loads((folder / f"{d}-classifier" / "config.json").read_text()) for d in CLASSES},
-        "forget_images": f"at most {FORGET_IMAGES} of each style and kind, none of {SHARE_ALIKE} (share-alike)",
+        "forget_images": shipped,
         "guidance_scale": GUIDANCE_SCALE,
         "licences": LICENCES,
         "quality": [_quality(folder, steps) for steps in (12, 25)],
