@@ -234,10 +234,10 @@ class Preparation:
     @property
     def share_source(self) -> str | None:
         """``given``, ``assumed`` or ``estimated``; None where the method has not asked for it."""
-        if self.given_share is not None:
-            return "given"
         if "responsibilities" not in self.__dict__:
             return None
+        if self.given_share is not None:
+            return "given"
         return "estimated" if self._known_share is None else "assumed"
 
     @property
