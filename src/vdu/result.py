@@ -87,7 +87,10 @@ class Result:
         return Path(path)
 
     def picture(self, path: str | Path = "before-after.png", pairs: int = 32, *, overwrite: bool = False) -> Path:
-        """Write original and unlearned samples of equal seeds as one picture; an existing file as `report` does."""
+        """Write the first ``pairs`` of samples of equal seeds (48 are kept, 64 of a measured result) as one picture.
+
+        An existing file as `report` does.
+        """
         from vdu.images.grids import before_after, thumbnails
 
         refuse_existing(Path(path), overwrite)
