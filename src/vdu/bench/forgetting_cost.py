@@ -45,6 +45,7 @@ from vdu.weights.parameters import trained_copy
 __all__ = ["measure_cost", "run_forgetting_cost"]
 
 WANTED_PUL_PERCENT = 95.0
+REFUSED = "refused: "
 LOOKS = 10
 MB = 10**6
 
@@ -141,7 +142,7 @@ def _measured(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
         try:
             return pool.submit(_in_process, suite, run, samples).result()
         except VduError as error:
-            return nothing | {"ended": f"refused: {error}"}
+            return nothing | {"ended": f"{REFUSED}{error}"}
         except BrokenProcessPool:
             return nothing | {"ended": "the system ended the process"}
 
@@ -156,11 +157,17 @@ def _runs(suite: Suite) -> list[Run]:
     return list(suite.part(seeds=suite.seeds[:1]).runs())
 
 
-def _made_alike(path: Path, asked: dict[str, Any]) -> None:
-    """Raises `VduError` for a row that was measured in another way than the others will be."""
+def _is_made(path: Path, asked: dict[str, Any]) -> bool:
+    """Whether it is measured, and was not refused: what lacked may be there now.
+
+    Raises `VduError` for a row that was measured in another way than the others will be.
+    """
+    if not path.is_file():
+        return False
     found = read_record(path)
     if {key: found.get(key) for key in asked} != asked:
         raise VduError(f"{path} was measured with other settings or samples: remove it, or give another --results")
+    return not str(found.get("row", {}).get("ended")).startswith(REFUSED)
 
 
 def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable[[str], None]) -> None:
@@ -172,9 +179,7 @@ def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable
     for run in _runs(suite):
         path = results / f"cost-{suite.name}" / f"{run.label}-{run.target}.json"
         asked = {"arm": run.arm.model_dump(), "samples": samples}
-        if path.is_file():
-            _made_alike(path, asked)
-        else:
+        if not _is_made(path, asked):
             missing.append((run, path, asked))
     say(f"cost-{suite.name}: {len(missing)} runs to make")
     if missing:
