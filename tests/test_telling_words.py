@@ -130,6 +130,12 @@ def test_of_tried_words_those_tell_that_bring_it_in_enough_prompts():
     assert those_that_tell((), texts, c) == []
 
 
+@pytest.mark.parametrize(("level", "others", "told"), [(0.3, 0.03, True), (0.3, 0.06, False), (0.5, 0.2, True)])
+def test_a_tried_word_brings_much_or_many_times_what_the_others_do(level, others, told):
+    texts = 3 * TEXTS + [f"a face {thing}" for thing in THINGS]
+    assert those_that_tell(("face",), texts, _c(texts, "face", level, others)) == ["face"] * told
+
+
 @pytest.mark.usefixtures("few_samples")
 def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr("vdu.text.asking.telling_words", lambda *_: "red")
