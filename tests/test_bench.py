@@ -59,7 +59,7 @@ def test_figures_cannot_be_chosen_of_what_is_no_table_of_methods(results):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [("{", "cannot be read as JSON"), ("[]", "no record but a list"), ("{}", "is no result of a")]
+    ("written", "said"), [("{", "cannot be read as JSON"), ("[]", "no record but a list"), ("{}", "was not written by")]
 )
 def test_a_file_that_no_suite_wrote_is_named(results, written, said):
     (results / "some" / "mine.json").write_text(written)

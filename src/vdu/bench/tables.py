@@ -39,7 +39,7 @@ def _result(path: Path) -> dict[str, Any]:
     """One file. Raises `VduError` for one that no suite wrote."""
     content = read_record(path)
     if not isinstance(content.get("row", content.get("method")), (dict, str)):
-        raise VduError(f"{path} is no result of a suite: give another --results, or move it away")
+        raise VduError(f"{path} was not written by `vdu bench`: give another --results, or move it away")
     return content
 
 
