@@ -198,11 +198,8 @@ def check_resumable(state_folder: Path, digest: str) -> None:
     """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``."""
     if state_folder.exists() and not state_folder.is_dir():
         raise VduError(f"{state_folder} is a file: give --state a folder")
-    if not state_folder.exists():
-        refuse_existing(state_folder, overwrite=False, folder=True)
-    elif any(not p.name.startswith(".") for p in state_folder.iterdir()) and not any(
-        (state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE)
-    ):
+    begun = any((state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE))
+    if not begun and state_folder.exists() and any(not p.name.startswith(".") for p in state_folder.iterdir()):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
     check_state(state_folder / STATE_FILE, {digest})
@@ -247,13 +244,12 @@ def run_loop(
         run.history.append(record)
         due = step == settings.steps or step % every == 0
         check = run.look(step) if due and guard else None
-        save_is_due = state_folder and (due or step % STATE_STEPS == 0)
         if on_step:
             on_step(record, check)
         if check:
             if check.broken:
                 run.go_back(step)
             reason = run.verdict()
-        if save_is_due and state_folder:
+        if state_folder and (due or step % STATE_STEPS == 0):
             run.save(state_folder, step, digest)
     return LoopResult(run.best.eval(), run.best_step(), reason or "all steps taken", run.history, run.checks, first)
