@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from vdu import VduError
 from vdu.bench.plots import KINDS, plot
+from vdu.bench.rows import read_rows
 from vdu.bench.suite import SUITES, read_suite
-from vdu.bench.tables import read_rows, render
+from vdu.bench.tables import render
 from vdu.model_zoo import find_zoo_model
 
 
@@ -46,7 +47,7 @@ def test_rows_carry_the_ratio_to_the_originals_distance_and_the_points_of_none(r
 def test_a_table_of_some_figures(results):
     lines = render("some", results, "table", {"method": ["vdu"]}, ["u_fid_ratio", "pul"]).splitlines()
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "--" not in line] == [
-        ["method", "runs", "u_fid_ratio", "pul"],
+        ["method", "runs", "u-FID, ratio", "PUL, %"],
         ["vdu", "2", "1.50 (1.50 … 1.50)", "96.0 (96.0 … 96.0)"],
     ]
     with pytest.raises(VduError, match="no column 'pull'"):
@@ -54,8 +55,14 @@ def test_a_table_of_some_figures(results):
 
 
 def test_figures_cannot_be_chosen_of_what_is_no_table_of_methods(results):
-    with pytest.raises(VduError, match="leave it out here"):
-        render("some", results, "json", columns=["pul"])
+    for asked in ({"columns": ["pul"]}, {"by": "target"}):
+        with pytest.raises(VduError, match="leave them out here"):
+            render("some", results, "json", **asked)
+    (results / "step-cost").mkdir()
+    (results / "step-cost" / "outputs.json").write_text(json.dumps({"row": {"form": "outputs", "per_step": 2.3}}))
+    assert render("step-cost", results, "table", columns=["per_step"]).splitlines()[-1] == "| 2.3      |"
+    with pytest.raises(VduError, match="--by is for tables of methods"):
+        render("step-cost", results, "table", by="target")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +117,8 @@ def test_a_run_without_the_figure_is_no_point_and_no_part_of_a_mean(results):
     cells = {line.split("|")[1].strip(): line for line in render("some", results, "table").splitlines() if "|" in line}
     header, vdu = ([cell.strip() for cell in cells[name].split("|")] for name in ("method", "vdu"))
     shown = dict(zip(header, vdu, strict=True))
-    assert (shown["u_fid"], shown["total_variation"]) == ("1.20, 1 of 2", "–")
-    assert shown["pul"] == "96.0 (96.0 … 96.0)"
+    assert (shown["u-FID"], shown["TV of the rest, %"]) == ("1.20, 1 of 2", "–")
+    assert shown["PUL, %"] == "96.0 (96.0 … 96.0)"
     assert "NaN" not in render("some", results, "json")
 
 
@@ -171,6 +178,34 @@ def test_a_table_of_some_seeds_is_made_of_their_rows_only(results):
     assert len(rows[0]) == 4
     with pytest.raises(VduError, match="no result is of the seed '99'"):
         render("some", results, "table", {"seed": [99]})
+
+
+def test_lines_for_each_target_or_seed(results):
+    _change(results / "some" / "vdu-b-0.json", pul=90.0)
+    lines = render("some", results, "table", columns=["pul"], by="target").splitlines()[2:]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        *(["a", "vdu", "1", "96.0"], ["a", "ga", "1", "40.0"]),
+        *(["b", "vdu", "1", "90.0"], ["b", "ga", "1", "40.0"]),
+    ]
+    with pytest.raises(VduError, match="split by target or seed, not by 'class'"):
+        render("some", results, "table", by="class")
+
+
+def _give(path, **record):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unlearning": record}))
+
+
+def test_a_method_that_was_given_more_comes_after_those_that_were_given_less(results):
+    for target in ("a", "b"):
+        _give(results / "some" / f"vdu-{target}-0.json", retain={"images": 9}, prompts={"forget": [""]})
+        _give(results / "some" / f"ga-{target}-0.json", posterior=None, share_source="estimated", prompts=None)
+    lines = render("some", results, "table", columns=["given"]).splitlines()[2:]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        ["ga", "2", "forget images"],
+        ["vdu", "2", "forget images, 9 images to keep"],
+    ]
+    asked = render("some", results, "table", {"method": ["vdu", "ga"]}, columns=["pul"]).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in asked] == ["vdu", "ga"]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.toml")))

@@ -12,8 +12,8 @@ from vdu import VduError, unlearn
 from vdu.bench import forgetting_cost
 from vdu.bench.forgetting_cost import measure_cost, run_forgetting_cost
 from vdu.bench.peak_memory import forget_peak, peak_bytes
+from vdu.bench.rows import read_rows
 from vdu.bench.suite import read_suite
-from vdu.bench.tables import read_rows
 from vdu.guard import Check
 from vdu.loop import LoopResult
 from vdu.model_zoo import find_zoo_model

@@ -8,7 +8,7 @@ from conftest import make_mnist_data, run_vdu
 from PIL import Image
 
 from vdu import VduError
-from vdu.bench.tables import read_rows
+from vdu.bench.rows import read_rows
 from vdu.corpora import load_corpus
 from vdu.model_zoo import find_zoo_model
 from vdu.training.recipe import Recipe, read_recipe

@@ -14,9 +14,9 @@ from typing import Any
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.class_runs import ClassRuns, first_pairs
+from vdu.bench.rows import RETRAIN
 from vdu.bench.runner import Made, write_result
 from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
-from vdu.bench.tables import RETRAIN
 from vdu.errors import VduError
 from vdu.output import refuse_existing
 from vdu.training.recipe import Recipe

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vdu.bench.tables import is_of_concepts, lead_figure, read_results, read_rows
+from vdu.bench.rows import is_of_concepts, lead_figure, read_results, read_rows
 from vdu.errors import VduError, nearest
 from vdu.output import replacing
 

@@ -106,15 +106,29 @@ def bench_show(
     method: ThisMethod = None,
     target: ThisTarget = None,
     seed: ThisSeed = None,
-    columns: Annotated[str, typer.Option(help="only these figures, with commas between: pul,u_fid_ratio")] = "",
+    columns: Annotated[
+        str, typer.Option(help="only these figures, as the JSON names them, commas between: pul,u_fid_ratio")
+    ] = "",
+    by: Annotated[str, typer.Option(help="target or seed: lines of its own for each")] = "",
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Print the results of a suite."""
     from vdu.bench.tables import render
 
     wanted = [name.strip() for name in columns.split(",") if name.strip()]
-    only: dict[str, Sequence[object]] = {"method": method or (), "target": target or (), "seed": seed or ()}
-    typer.echo(render(suite, results, format_, only, wanted))
+    chosen: dict[str, Sequence[object]] = {"method": method or (), "target": target or (), "seed": seed or ()}
+    typer.echo(render(suite, results, format_, chosen, wanted, by))
+
+
+@app.command("page")
+def bench_page(
+    pages: Annotated[list[Path], typer.Argument(help="Markdown files")], results: Results = Path("results")
+) -> None:
+    """Make the tables of pages anew, each by the command in the comment before it."""
+    from vdu.bench.pages import refresh
+
+    for page in pages:
+        typer.echo(f"{page}: {'made anew' if refresh(page, results) else 'as it was'}")
 
 
 @app.command("plot")

@@ -1,0 +1,75 @@
+"""Tables of a Markdown page, each made by the command that stands before it, so that no figure is copied by hand.
+
+<!-- vdu bench show SUITE … -->
+| what the command prints |
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import NoReturn
+
+from vdu.bench.tables import render
+from vdu.errors import VduError
+from vdu.output import replacing
+
+__all__ = ["refresh", "refreshed"]
+
+TABLE = re.compile(r"^<!-- vdu bench show (?P<options>.*?) -->\n(?P<table>(?:\|.*\n)*)", re.MULTILINE)
+
+
+class _Options(argparse.ArgumentParser):
+    """Those of `vdu bench show` that choose what a table holds."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("suite")
+        for field in ("method", "target", "seed"):
+            self.add_argument(f"--{field}", action="append", default=[])
+        self.add_argument("--columns", default="")
+        self.add_argument("--by", default="")
+
+    def error(self, message: str) -> NoReturn:
+        raise VduError(message)
+
+
+def _table(options: str, results: Path) -> str:
+    given = _Options().parse_args(shlex.split(options))
+    chosen = {field: getattr(given, field) for field in ("method", "target", "seed")}
+    return render(given.suite, results, "table", chosen, [c for c in given.columns.split(",") if c], given.by)
+
+
+def refreshed(page: str, results: Path) -> str:
+    """``page`` with every table that a comment names the command of made anew.
+
+    Raises `VduError`, with the command, where that cannot be done, and for a page without such a table.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        try:
+            return f"<!-- vdu bench show {found['options']} -->\n{_table(found['options'], results)}\n"
+        except VduError as error:
+            raise VduError(f"vdu bench show {found['options']}: {error}") from error
+
+    if not TABLE.search(page):
+        raise VduError("no line <!-- vdu bench show SUITE … --> says where a table is to stand")
+    return TABLE.sub(table, page)
+
+
+def refresh(path: Path, results: Path) -> bool:
+    """Make the tables of the page ``path`` anew; whether that changed any. Raises `VduError` as `refreshed`."""
+    try:
+        page = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VduError(f"{path} cannot be read: {error}") from error
+    try:
+        made = refreshed(page, results)
+    except VduError as error:
+        raise VduError(f"{path}: {error}") from error
+    if made != page:
+        with replacing(path) as beside:
+            beside.write_text(made)
+    return made != page
