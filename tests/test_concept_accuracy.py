@@ -5,7 +5,7 @@ import torch
 
 from vdu import VduError
 from vdu.concept_prompts import asking_for, of_kind, read_concept_prompts
-from vdu.evaluation.concept_accuracy import Classes, accuracies
+from vdu.evaluation.concept_accuracy import Classes, accuracies, seen_as_asked
 
 CLASSES = {"style": ("noto", "twemoji"), "object": ("fruit", "face")}
 
@@ -38,6 +38,17 @@ def test_the_figures_are_the_naive_counts():
         assert interval.value == pytest.approx(naive[name])
         assert interval.low < interval.value < interval.high
     assert found["ua"].value == pytest.approx(found["ua_none"].value + found["ua_other"].value)
+
+
+def test_each_class_has_the_naive_count_of_its_own():
+    g = torch.Generator().manual_seed(1)
+    asked, seen = (torch.randint(-1, 2, (200,), generator=g) for _ in range(2))
+    found = seen_as_asked(asked, seen, ("noto", "twemoji", "fluent"))
+    assert found.keys() == {"noto", "twemoji"}  # nobody asked for fluent
+    for number, name in enumerate(found):
+        hits = [s == a for a, s in zip(asked.tolist(), seen.tolist(), strict=True) if a == number]
+        assert found[name].value == pytest.approx(100 * sum(hits) / len(hits))
+        assert found[name].low < found[name].value < found[name].high
 
 
 def test_a_model_that_makes_noise_forgets_nothing_but_says_none():

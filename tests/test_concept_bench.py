@@ -111,6 +111,11 @@ def test_a_run_says_what_the_judges_saw(results):
     assert (row["ua_original"], row["ua_paraphrase"], row["ua_none"]) == (0, 0, 0)
     assert row["ua_low"] == 0 < row["ua_high"]
     assert (row["ua_attack"], row["ua_attack_original"], row["ua_random"], row["ua_bare"]) == (0, 0, 0, 0)
+    # Without the target: asked for in blue are apples, pears and no object that has a name; noto is seen everywhere.
+    by_class = evaluation["by_class"]
+    assert by_class == evaluation["by_class_original"]
+    assert {name: share["value"] for name, share in by_class["style"].items()} == {"blue-style": 0}
+    assert {name: share["value"] for name, share in by_class["object"].items()} == {"apple": 0, "pear": 100}
     searches = evaluation["attack"]["searches"]
     assert len({search["random_prefix"] for search in searches}) == len(searches) == 2
     assert [search["shown_again"] for search in searches] == [100, 100]
@@ -156,16 +161,17 @@ def test_tables_plots_and_the_list_know_them(results, tmp_path, monkeypatch, cap
     assert "| (original)" in out
     assert "ua of target" in out
     finetune = next(line for line in out.splitlines() if line.startswith("| finetune, with prompt"))
-    assert "–" not in finetune.split("|")[3]
+    assert finetune.split("|")[3].strip() == "forget images, words, 3 images to keep"
+    assert "–" not in finetune.split("|")[4]
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "some", "--results", results, "--format", "json")
     assert {row["method"] for row in json.loads(out)} == {"ga", "finetune, with prompt"}
-    for kind, code_expected in (("frontier", 0), ("cost", 0), ("classes", 2)):
+    for kind, code_expected in (("frontier", 0), ("cost", 0), ("classes", 0), ("amount", 2)):
         options = ("--kind", kind, "--out", tmp_path / f"{kind}.svg", "--results", results)
         code, _, err = run_vdu(monkeypatch, capsys, "bench", "plot", "some", *options)
         assert code == code_expected, err
     assert len(err.strip().splitlines()) == 1
-    assert "no shares of classes" in err
-    assert not (tmp_path / "classes.svg").exists()
+    assert "a text-to-image suite has no PUL" in err
+    assert not (tmp_path / "amount.svg").exists()
     assert b"IRA and CRA" in (tmp_path / "frontier.svg").read_bytes()
     code, out, _ = run_vdu(monkeypatch, capsys, "zoo", "list")
     assert "tiny: classes noto, blue-style, apple, pear" in out

@@ -3,7 +3,8 @@
 frontier   PUL against u-FID / u-FID of the original, one point a run; left and up is better
            of a text-to-image model: UA against the mean of IRA and CRA; right and up is better
 cost       PUL or UA against seconds of unlearning, one point a run
-classes    change of every class's share in points, one line a method, mean over seeds, one panel a target
+classes    change of every class's share in points, one panel a method, one line a target, mean over seeds
+           of a text-to-image model: of how often a class is seen where it is asked for (the target's: where it is)
 amount     PUL with its interval, and the ratio of u-FIDs, against how many forget images or checkpoints a run was given
 """
 
@@ -22,6 +23,7 @@ __all__ = ["KINDS", "plot"]
 
 # A broken model's noise may pass for the class thousands of times; a triangle stands at the edge for it.
 LOWEST_DRAWN = -100
+SHORT_NAME = 4  # letters that fit side by side
 COLOURS, MARKERS = 10, "osD^"  # matplotlib's colours, and what follows when they are used up
 
 
@@ -62,18 +64,29 @@ def _cost(figure: Any, suite: str, results: Path) -> None:
     _scatter(figure, suite, read_rows(suite, results), "seconds", "seconds of unlearning (log scale)", "log")
 
 
-def _shift(result: dict[str, Any]) -> list[float]:
-    before, after = (result["evaluation"][f"shares_{when}"] for when in ("before", "after"))
-    return [b - a for a, b in zip(before, after, strict=True)]
+def _shifts(result: dict[str, Any]) -> dict[str, float]:
+    """By class, the change of its share of the samples, or of the samples that were asked for it; in points."""
+    seen = result["evaluation"]
+    if "class_names" in seen:
+        moved = (b - a for a, b in zip(seen["shares_before"], seen["shares_after"], strict=True))
+        return dict(zip([*seen["class_names"], "none"], moved, strict=True))
+    names = [name for detector in seen["detectors"].values() for name in detector["class_names"]]
+    before, after = (
+        {name: share["value"] for shares in seen[which].values() for name, share in shares.items()}
+        for which in ("by_class_original", "by_class")
+    )
+    before[seen["target"]], after[seen["target"]] = -seen["ua_original"]["value"], -seen["ua"]["value"]
+    return {name: after[name] - before[name] if name in after else math.nan for name in names}
 
 
 def _classes(figure: Any, suite: str, results: Path) -> None:
-    done = [r for r in read_results(suite, results) if "evaluation" in r]
+    knows = ("class_names", "by_class")
+    done = [r for r in read_results(suite, results) if any(k in r.get("evaluation", ()) for k in knows)]
     targets = sorted({str(r["row"]["target"]) for r in done})
     methods = sorted({r["row"]["method"] for r in done})
     if not done:
-        raise VduError(f"no finished run of {suite}: make some with `vdu bench run {suite}`")
-    names = [*done[0]["evaluation"]["class_names"], "none"]
+        raise VduError(f"no finished run of {suite} counts classes: make some with `vdu bench run {suite}`")
+    names = [*_shifts(done[0])]
     columns = min(3, len(methods))
     rows = math.ceil(len(methods) / columns)
     figure.set_size_inches(3.2 * columns + 1, 1.2 * rows + 0.25 * rows * len(targets))
@@ -83,11 +96,11 @@ def _classes(figure: Any, suite: str, results: Path) -> None:
     for method, axes in zip(methods, panels, strict=False):
         grid = []
         for target in targets:
-            shifts = [_shift(r) for r in done if (r["row"]["method"], str(r["row"]["target"])) == (method, target)]
-            grid.append([mean(column) for column in zip(*shifts, strict=True)] or [float("nan")] * len(names))
+            shifts = [_shifts(r) for r in done if (r["row"]["method"], str(r["row"]["target"])) == (method, target)]
+            grid.append([mean(shift[name] for shift in shifts) if shifts else math.nan for name in names])
         image = axes.imshow(grid, cmap="RdBu", vmin=-12, vmax=12, aspect="auto")
         axes.set_title(method, fontsize=9)
-        axes.set_xticks(range(len(names)), names, fontsize=7)
+        axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90 * (max(map(len, names)) > SHORT_NAME))
         axes.set_yticks(range(len(targets)), targets, fontsize=7)
     figure.supxlabel("class", fontsize=8)
     figure.supylabel("forgotten class", fontsize=8)
@@ -129,7 +142,6 @@ def _amount(figure: Any, suite: str, results: Path) -> None:
     figure.legend(fontsize=8, loc="outside right upper", title="forgotten")
 
 
-OF_CLASSES = {"classes": "shares of classes", "amount": "PUL"}
 FORMATS = ("svg", "png", "pdf")
 UNDATED: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same rows give the same file
 KINDS = {"frontier": _frontier, "cost": _cost, "classes": _classes, "amount": _amount}
@@ -142,9 +154,8 @@ def plot(kind: str, suite: str, results: Path, out: Path) -> None:
     """
     if kind not in KINDS:
         raise VduError(f"unknown plot {kind!r}: {nearest(kind, KINDS)}")
-    if kind in OF_CLASSES and is_of_concepts(read_rows(suite, results)):
-        instead = f"see `vdu bench show {suite}` and the PNG beside each result file"
-        raise VduError(f"no {kind} plot of {suite}: a text-to-image suite has no {OF_CLASSES[kind]}; {instead}")
+    if kind == "amount" and is_of_concepts(read_rows(suite, results)):
+        raise VduError(f"no amount plot of {suite}: a text-to-image suite has no PUL; see `vdu bench show {suite}`")
     suffix = out.suffix.lstrip(".") or "svg"
     if suffix not in FORMATS:
         raise VduError(f"a plot is no {out.suffix} file: {nearest(suffix, FORMATS)}")

@@ -11,17 +11,20 @@ Two things are not as published. A detector here may answer "none" (its reject),
 that pictures of noise do not pass for forgetting, ``ua_none`` is the part of UA that is none, ``ua_other`` the part
 that shows another class. And the published code takes CRA over all prompts: here those that ask for T stand apart as
 ``cra_target`` (does a noto apple become another apple, or no apple?), since "innocent prompts" are those without T.
+
+A mean hides whom it is made of: ``seen_as_asked`` says of each class how often it is still seen where it is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vdu.evaluation.metrics import Interval, share_interval
 
-__all__ = ["Classes", "accuracies", "unlearning_accuracy"]
+__all__ = ["Classes", "accuracies", "seen_as_asked", "unlearning_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,8 @@ def accuracies(asked: Classes, seen: Classes, target: int) -> dict[str, Interval
         "cra": _share(across[~wanted & named]),
         "cra_target": _share(across[wanted & named]),
     }
+
+
+def seen_as_asked(asked: Tensor, seen: Tensor, names: Sequence[str]) -> dict[str, Interval]:
+    """Share of ``seen`` ``(N,)`` = ``asked`` ``(N,)``, in percent, for each of ``names`` that was asked for."""
+    return {name: _share((seen == i)[asked == i]) for i, name in enumerate(names) if bool((asked == i).any())}

@@ -17,7 +17,7 @@ from vdu.backbone import Backbone, weights_sha256
 from vdu.concept_prompts import DOMAINS, ConceptPrompt, asking_for, of_kind
 from vdu.errors import VduError
 from vdu.evaluation import metrics
-from vdu.evaluation.concept_accuracy import Classes, accuracies, unlearning_accuracy
+from vdu.evaluation.concept_accuracy import Classes, accuracies, seen_as_asked, unlearning_accuracy
 from vdu.evaluation.concept_attack import UNDER_ATTACK, judged_attack
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler, Drawn
 from vdu.evaluation.prompt_attack import AttackBudget
@@ -63,7 +63,16 @@ class _Comparison:
         for suffix, drawn in (("", after), ("_original", before)):
             asked, seen = self._classes(drawn)
             figures |= {f"{k}{suffix}": asdict(v) for k, v in accuracies(asked, seen, self.index).items()}
-        return figures | self._distances(before, after)
+        by_class = {"by_class": self._by_class(after), "by_class_original": self._by_class(before)}
+        return figures | by_class | self._distances(before, after)
+
+    def _by_class(self, drawn: Drawn) -> dict[str, Any]:
+        """By domain and class, how much of what was asked for without the target is seen: what IRA and CRA are of."""
+        kept, shares = ~self.wanted(drawn), {}
+        for domain, detector in self.judge.detectors.items():
+            asked, seen = self.judge.asked(drawn, domain)[kept], drawn.seen[domain][kept]
+            shares[domain] = {k: asdict(v) for k, v in seen_as_asked(asked, seen, detector.class_names).items()}
+        return shares
 
     def _distances(self, before: Drawn, after: Drawn) -> dict[str, float | None]:
         """Fréchet and kernel distance of prompts without the target, to the original's samples of the same seeds."""
