@@ -94,7 +94,9 @@ def folder(tmp_path):
 def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
     fill = vdu.preparation.preparation.fill_bank
-    monkeypatch.setattr("vdu.preparation.preparation.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
+    for module in ("preparation", "early_banks"):
+        smaller = lambda *a, **k: fill(*a, **(k | {"items": 24}))  # noqa: E731
+        monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", smaller)
 
 
 def write_idx(path, tensor):

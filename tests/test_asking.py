@@ -251,6 +251,40 @@ def test_tried_words_tell_each_for_itself_where_no_neutral_prompt_does(backbone)
     assert not any("noto" in text for text in _texts(backbone, of_style.base))  # not even around a word put into it
 
 
+def _change(backbone, concepts, kept, erase):
+    """How far keys and values of either half of ``kept`` move where the other is held: of the two the larger."""
+    projections = [
+        p for n, p in backbone.network.named_parameters() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    ]
+    middle, changes = len(kept) // 2, []
+    for known, unseen in ((kept[:middle], kept[middle:]), (kept[middle:], kept[:middle])):
+        factor = ClosedForm.of_words(backbone, concepts, known, erase=erase).factor
+        moved = size = 0.0
+        for text in unseen:
+            for state in backbone.states_of([text])[0].double():
+                for w in (p.double() for p in projections):
+                    moved += float((w @ factor @ state - w @ state).square().sum())
+                    size += float((w @ state).square().sum())
+        changes.append((moved / size) ** 0.5)
+    return max(changes)
+
+
+def test_many_names_are_erased_less_where_other_prompts_would_move(backbone, monkeypatch):
+    kept = [f"a {thing}" for thing in ("pear", "red apple", "blue apple", "blue pear", "red pear", "apple")]
+    backbone.sample_from(Prompts((*kept, "a noto pear"), ("",)))
+    found = []
+    for largest in (10.0, 0.1):
+        monkeypatch.setattr("vdu.text.closed_form.LARGEST_CHANGE", largest)
+        found.append(ClosedForm.among_neutral(backbone, ["noto", "flat"]).factor)
+    erase = next(1 / 2**k for k in range(10) if _change(backbone, ["noto", "flat"], kept, 1 / 2**k) <= 0.1 or k == 9)
+    assert erase < 1
+    for factor, chosen in zip(found, (1.0, erase), strict=True):
+        assert torch.equal(factor, ClosedForm.of_words(backbone, ["noto", "flat"], kept, erase=chosen).factor)
+    alone = ClosedForm.of_words(backbone, ["noto"], kept[:1])
+    backbone.sample_from(Prompts((kept[0],), ("",)))
+    assert torch.equal(ClosedForm.among_neutral(backbone, ["noto"]).factor, alone.factor)  # nothing to compare with
+
+
 def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training_begins(backbone, x_0):
     things = ("pear", "blue apple", "red apple", "apple", "red", "blue", "red pear", "blue pear")
     neutral = tuple(f"a {thing} in {style}" for thing in things for style in ("noto style", "pear"))
@@ -268,7 +302,9 @@ def test_words_that_were_told_are_taught_and_their_closed_form_is_where_training
     assert preparation.forget_bank.c.all()
     assert not forget.c.any()
     assert set(forget.asked.unique().tolist()) == {0, *backbone.condition(["in noto style"]).tolist()}
-    closed = ClosedForm.of_words(backbone, ["in noto style"], [p for p in neutral if "noto" not in p])
+    kept = [p for p in neutral if "noto" not in p]
+    erase = next(1 / 2**k for k in range(10) if _change(backbone, ["in noto style"], kept, 1 / 2**k) <= 0.25)
+    closed = ClosedForm.of_words(backbone, ["in noto style"], kept, erase=erase)
     assert torch.equal(preparation.closed_form.factor, closed.factor)
     network, settings = backbone.trainable_copy(), make_settings(find_method("vdu"), {"inversion_steps": 1})
     objective = find_method("vdu").build(settings.for_text(), preparation, network)

@@ -18,8 +18,10 @@ from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import DEFAULT_STEPS, sample
 from vdu.posterior import Posterior
 from vdu.preparation.discriminator import Discriminator, fit_head, fit_prompted_head
+from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.forget_score import fit_forget_score
-from vdu.preparation.responsibility import EARLY, responsibilities
+from vdu.preparation.members import told_members
+from vdu.preparation.responsibility import responsibilities
 from vdu.preparation.retained_samples import RetainedSamples
 from vdu.seeding import generator
 from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
@@ -30,8 +32,6 @@ __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
 OWN_SAMPLES = 512
 SCORE_STEPS = 100
-JUDGED_DRAWS, JUDGED_ITEMS = 12, 6144
-FEWEST_JUDGED_DRAWS = 6
 SHARE_OF_ONE = 0.05
 FEWEST_RETAINED = 16
 
@@ -92,7 +92,11 @@ class Preparation:
         asking, prompts = self.asking, self.own_prompts
         if not asking or not prompts or asking.concepts:
             return asking.concepts if asking else ()
-        return asking.telling_words(prompts, self.responsibilities)
+        c, (texts, number) = self.responsibilities, asking.written(prompts)
+        told = asking.telling_words(prompts, c)
+        told = told or told_members(texts, c[number], c[~prompts.sought], self._judged_when_asked)
+        self.__dict__.pop("_judged_by", None)  # large
+        return told
 
     @property
     def _told(self) -> Asking | None:
@@ -196,30 +200,26 @@ class Preparation:
     def responsibilities(self) -> Tensor:
         """c ``(M,)``: how far each own sample is of the undesired kind, judged by noised pictures of its own bank.
 
-        So are forget images where they are so many that their bank for training holds few early pictures of each.
         π, given or not, is the share of what is made without being asked for it.
         """
-        forget, own = self.forget_bank, self.own_samples
+        training, own, early = self.forget_bank, self.own_samples.x_0, self._early_banks
         self.begin("finding the undesired part of its images")
-        # Scores of too few pictures each are mostly noise, which hides how alike the worst forget images are.
-        if forget.earliest(EARLY) < FEWEST_JUDGED_DRAWS * forget.images:
-            forget = self._judged(self.forget.x_0, "judged-forget", self.bank_items)
-        judged = self._judged(own.x_0, "judged", min(JUDGED_DRAWS * len(own), JUDGED_ITEMS))
+        forget = early.bank_of_forget(self.forget.x_0, training, self.bank_items)
+        judged = early.bank(own, "judged")
         found_from = self.own_prompts.found_from if self.own_prompts else None
+        if self.asking and not self.asking.concepts:
+            self._judged_by = forget, judged
         return responsibilities(forget, judged, self.seed, self._known_share, self.sought, found_from)
 
-    def _judged(self, x_0: Tensor, stream: str, items: int) -> NoisedBank:
-        """A bank at early times alone, without prompts."""
-        return fill_bank(
-            self.backbone,
-            x_0,
-            self.seed,
-            stream,
-            precision=self.precision,
-            items=items,
-            t_range=(0.0, EARLY),
-            features_only=True,
-        )
+    @property
+    def _early_banks(self) -> EarlyBanks:
+        return EarlyBanks(self.backbone, self.seed, self.precision)
+
+    def _judged_when_asked(self, texts: Sequence[str]) -> Tensor:
+        """c ``(N,)`` of what the original makes of ``texts``."""
+        self.begin(f"asking for words that may name it, {len(texts)} images")
+        made = self.samples_of(texts, len(texts)).x_0
+        return self._early_banks.of_others(made, "asked", *self._judged_by, self.responsibilities)
 
     @property
     def _known_share(self) -> float | None:

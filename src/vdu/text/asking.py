@@ -130,6 +130,13 @@ class Asking:
         told = telling_words(*said_by(~prompts.sought), tried, c[trying])
         return [told] if told else those_that_tell(self.tried, *said_by(~prompts.by_found))
 
+    def written(self, prompts: AskedPrompts) -> tuple[list[str], Tensor]:
+        """The texts that say something of own samples that were not made to show the undesired, and their numbers."""
+        texts = self._texts(len(prompts.base))
+        unsought = (~prompts.sought).nonzero().flatten().tolist()
+        number = torch.tensor([i for i in unsought if texts[i]], dtype=torch.long)
+        return [texts[i] for i in number.tolist()], number
+
     def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that ``concepts`` ask for the undesired.
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["MARKS", "telling_words", "those_that_tell"]
+__all__ = ["FEWEST_PROMPTS", "MARKS", "compared", "telling_words", "those_that_tell"]
 
 MARKS = " .,;:!?()[]{}\"“”‘’'"
 FEWEST_PROMPTS = 8
@@ -49,7 +49,7 @@ def _rows(text: str) -> Iterator[str]:
             yield " ".join(words[first:last]).strip(MARKS)
 
 
-def _compared(said: Tensor, unsaid: Tensor) -> tuple[float, float]:
+def compared(said: Tensor, unsaid: Tensor) -> tuple[float, float]:
     """z and c̄_w − c̄_¬w from the c of those that say w and of the others."""
     n, others = len(said), len(unsaid)
     spread = max(LEAST_SPREAD, float(torch.cat([said, unsaid]).std()))
@@ -85,13 +85,13 @@ def _best(words: set[str], tried: Sequence[str], c: Tensor) -> Tensor:
 
 def _is_longer(told: str, row: str, split: tuple[Tensor, Tensor], tried: Sequence[str], tried_c: Tensor) -> float:
     """z of the longer ``row`` over ``told`` where it is enough, else 0; ``split``: c of prompts with it and without."""
-    z, more = _compared(*split)
+    z, more = compared(*split)
     both = {word.strip(MARKS) for word in told.split()}
     only = {word.strip(MARKS) for word in row.split()} - both
     with_only, with_both = _best(only, tried, tried_c), _best(both, tried, tried_c)
     if not len(with_only) or not len(with_both) or float(with_both.mean()) < LEAST_SHARE_OF_TRIED:
         return z if z >= LEAST_Z_OF_LONGER and more >= LEAST_MORE_OF_LONGER else 0.0
-    z_tried, more_tried = _compared(with_only, with_both)
+    z_tried, more_tried = compared(with_only, with_both)
     z, more = (z + z_tried) / 2**0.5, (more + more_tried) / 2
     return z if z >= LEAST_Z_WITNESSED and more >= LEAST_MORE_OF_LONGER else 0.0
 
@@ -104,7 +104,7 @@ def telling_words(
     ``tried``: the word that each of other samples was asked with, those of responsibilities ``tried_c``.
     """
     c, tried_c = c.double(), torch.zeros(0).double() if tried_c is None else tried_c.double()
-    found = [(_compared(*_split(c, saying))[0], row, saying) for row, saying in _saying(texts, c)]
+    found = [(compared(*_split(c, saying))[0], row, saying) for row, saying in _saying(texts, c)]
     rows, told = [row for row in found if row[0] >= LEAST_Z], None
     while rows:
         _, told, chosen = max(rows, key=lambda row: (row[0], len(row[1].split()), row[1]))
@@ -121,5 +121,5 @@ def those_that_tell(words: Sequence[str], texts: Sequence[str], c: Tensor) -> li
     for row, saying in _saying(texts, c, LEAST_SHARE_OF_TRIED):
         said, unsaid = _split(c, saying)
         if row in words and float(said.mean()) >= min(LEAST_SHARE, LEAST_TIMES_OF_TRIED * float(unsaid.mean())):
-            rows.append((_compared(said, unsaid), row))
+            rows.append((compared(said, unsaid), row))
     return [word for (z, _), word in sorted(rows, reverse=True) if z >= LEAST_Z]
