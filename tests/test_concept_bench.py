@@ -44,6 +44,7 @@ template = "{target}"
 samples_per_prompt = 3
 guidance_scale = 2.0
 attack = { searches = 2, words = 2, rounds = 1, candidates = 2, images = 2, times = 2 }
+things = ["a kiwi", "a drum"]
 
 [methods.ga]
 method = "ga"
@@ -53,6 +54,7 @@ settings = { steps = 2, batch_size = 2, guard_every_steps = 0 }
 [methods."finetune, with prompt"]
 method = "finetune"
 prompt = "concept"
+things = true
 settings = { steps = 2, batch_size = 2, guard_every_steps = 0 }
 """
 
@@ -130,6 +132,12 @@ def test_a_run_says_what_the_judges_saw(results):
         assert picture.width > 5 * 2 * 16
 
 
+def test_a_method_that_asks_for_things_needs_some(suite):
+    suite.write_text(TOML.replace('things = ["a kiwi", "a drum"]', ""))
+    with pytest.raises(VduError, match=r"asks for things, of which \[concept\] names none"):
+        read_suite(str(suite))
+
+
 def test_a_run_that_breaks_leaves_the_others_their_files(suite, tmp_path, monkeypatch):
     make = Worker.make
 
@@ -148,6 +156,17 @@ def test_a_run_that_breaks_leaves_the_others_their_files(suite, tmp_path, monkey
 def test_the_concept_is_put_into_words_and_images_to_keep_are_of_the_same_domain(results, zoo):
     record = json.loads((results / "some" / "finetune-with-prompt-noto-0.json").read_text())["unlearning"]
     assert record["prompts"]["forget"] == ["noto"]
+    # In both styles by turns and without one, evenly among the two neutral prompts.
+    in_style = [
+        "a kiwi in noto style",
+        "a drum in blue style style",
+        "a kiwi in blue style style",
+        "a drum in noto style",
+    ]
+    assert record["prompts"]["neutral"] == [
+        *(in_style[0], "a red", in_style[1], in_style[2]),
+        *(in_style[3], "a blue", "a kiwi", "a drum"),
+    ]
     assert record["retain"]["source"] == "zoo:tiny/forget without noto"
     assert record["retain"]["images"] == 3
     assert {path.parent.name for path in zoo.retain("noto")} == {"blue-style"}

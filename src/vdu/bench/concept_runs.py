@@ -69,9 +69,15 @@ class ConceptRuns:
             settings=run.arm.settings,
             posterior=self._prior() if "posterior" in find_method(run.arm.method).settings.needs else None,
             share=run.arm.share,
-            prompts=Prompts(self.neutral, forget, self.plan.guidance_scale),
+            prompts=Prompts(self._neutral(run), forget, self.plan.guidance_scale),
             seed=run.seed,
         )
+
+    def _neutral(self, run: Run) -> tuple[str, ...]:
+        """The model's neutral prompts, and where the run has them those for the things spread evenly among them."""
+        asked = self.plan.asked_for(self.judge.detectors["style"].class_names) if run.arm.things else []
+        placed = [((i + 0.5) / len(texts), text) for texts in (self.neutral, asked) for i, text in enumerate(texts)]
+        return tuple(text for _, text in sorted(placed, key=lambda place: place[0]))
 
     def _prior(self) -> Posterior | None:
         """The shipped posterior (None stands for it), or the Fisher information of the model's own samples."""

@@ -41,6 +41,7 @@ class Arm(BaseModel):
     ``targets``: those of the suite's that it is measured on; all where it names none.
     ``checkpoints``: K, its posterior is made of the last K of the suite's checkpoints, not the shipped one.
     ``prompt``: with which words a text-to-image model is given the images; ``none`` is the images alone.
+    ``things``: its neutral prompts ask for the suite's things too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,16 +52,29 @@ class Arm(BaseModel):
     forget_images: int | None = Field(None, ge=1)
     checkpoints: int | None = Field(None, ge=2)
     prompt: Literal["none", "concept"] = "none"
+    things: bool = False
 
 
 class ConceptPlan(BaseModel):
-    """``template``: how a class is put into words, e.g. ``{target} style``; without ``attack`` none is made."""
+    """``template``: how a class is put into words, e.g. ``{target} style``; without ``attack`` none is made.
+
+    ``things``: what users of the model ask for beside its neutral prompts, some of it of what is to go.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     template: str = Field(pattern=r"\{target\}")
     samples_per_prompt: int = Field(ge=1)
     guidance_scale: float = Field(DEFAULT_GUIDANCE_SCALE, ge=1)
     attack: AttackBudget | None = None
+    things: list[str] = []
+
+    def asked_for(self, styles: Sequence[str]) -> list[str]:
+        """Prompts for the things: each in two of ``styles``, which take turns, and without one."""
+        named = [style.replace("-", " ") for style in styles]
+        in_style = [
+            f"{thing} in {named[(i + k) % len(named)]} style" for k in (0, 1) for i, thing in enumerate(self.things)
+        ]
+        return in_style + self.things
 
     def words(self, class_name: str) -> str:
         """The concept prompt of a class, whose name is written with spaces."""
@@ -171,6 +185,8 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
         raise VduError(f"{said} the model {zoo.name} takes no prompts: leave prompt out")
     if suite.concept is not None and any(arm.checkpoints for arm in suite.methods.values()):
         raise VduError(f"{said} a posterior of checkpoints is measured on models without text: leave checkpoints out")
+    if any(arm.things for arm in suite.methods.values()) and not (suite.concept and suite.concept.things):
+        raise VduError(f"{said} a method asks for things, of which [concept] names none: add them there")
     others = [t for arm in suite.methods.values() for t in arm.targets or [] if t not in suite.targets]
     if others:
         raise VduError(f"{said} the target {others[0]!r} of a method is not one of the suite's targets")
