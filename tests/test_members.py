@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell, told_members
+from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell
 from vdu.text.telling_words import compared
 
 STYLES = ("noto", "flat")
@@ -48,16 +48,3 @@ def test_where_all_is_undesired_no_word_tells():
     c_asked = torch.ones(TRIES)
     assert compared(c_asked.double(), others.double())[0] < 3
     assert members_that_tell(["tiger"], c_asked, others) == []
-
-
-def test_words_that_only_chance_chose_are_found_out():
-    c = _c("tiger", "drum")  # by chance both pictures of a drum look like one
-    asked = []
-
-    def judge(texts):
-        asked.extend(texts)
-        return torch.tensor([float("tiger" in text) for text in texts])
-
-    assert told_members(TEXTS, c, c, judge) == ["tiger"]
-    assert len(asked) == 2 * TRIES
-    assert told_members(TEXTS, torch.zeros(len(TEXTS)), c, pytest.fail) == []

@@ -50,9 +50,8 @@ class EarlyBanks:
         enough = training.earliest(EARLY) >= FEWEST_DRAWS * training.images
         return training if enough else self.bank(x_0, "judged-forget", items)
 
-    def of_others(self, x_0: Tensor, stream: str, forget: NoisedBank, own: NoisedBank, c: Tensor) -> Tensor:
-        """c ``(N,)`` of further pictures ``x_0``, by a head that has learned ``c`` ``(M,)`` from own samples."""
+    def judge(self, bank: NoisedBank, c: Tensor, forget: NoisedBank, own: NoisedBank) -> Tensor:
+        """c ``(N,)`` of the pictures of ``bank``, by a head that has learned ``c`` ``(M,)`` from own samples."""
         early = torch.arange(forget.earliest(EARLY))
         head = fit_head(forget, own, c, self.seed, forget_items=early)
-        bank = self.bank(x_0, stream)
         return bank.by_image(head(bank.features, bank.t_share)).sigmoid().cpu()

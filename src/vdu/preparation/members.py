@@ -6,21 +6,28 @@ of these samples with the word alone and half with prompts that say it:
 
     c̄_w ≥ c_member   and   z(w) = (c̄_w − c̄) / (s √(1/n_w + 1/M)) ≥ z_member
 
-c̄ and s are mean and standard deviation of the M own samples that nobody asked for the undesired. The new samples have
-had no part in the choice of the words. They are judged by a head that has learned c from the own samples.
+c̄ is the mean of the M own samples that nobody asked for the undesired, s the standard deviation of all. The new samples
+have had no part in the choice of the words. They are judged by a head that has learned c from the own samples.
+
+What was made of prompts that say a name counts as sought from then on: the first heads took it for desired, so that π
+and c of all others came out too large. c is made anew (`vdu.preparation.responsibility`), and the words have to tell
+again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from vdu.diffusion.noised_bank import NoisedBank
+from vdu.text.asking import AskedPrompts, Asking
 from vdu.text.telling_words import FEWEST_PROMPTS, compared
 from vdu.text.vocabulary import words_of
 
-__all__ = ["asking_for", "likely_members", "members_that_tell", "told_members"]
+__all__ = ["NamedMembers", "asking_for", "likely_members", "members_that_tell", "name_members"]
 
 MOST_MEMBERS = 32
 TRIES = 8
@@ -58,12 +65,40 @@ def members_that_tell(words: Sequence[str], c_asked: Tensor, c: Tensor) -> list[
     return [word for word, tells in zip(words, told, strict=True) if tells]
 
 
-def told_members(
-    texts: Sequence[str], c: Tensor, others: Tensor, judge: Callable[[Sequence[str]], Tensor]
-) -> list[str]:
-    """Words of ``texts`` (M), of own samples with ``c`` ``(M,)``, that name members of the undesired kind.
+@dataclass(frozen=True)
+class NamedMembers:
+    """The ``words`` that name members, c ``(M,)`` of the own samples by heads that know it, and which of these count as
+    ``sought`` ``(M,)`` then."""
 
-    ``others``: c of all that was not sought; ``judge`` gives c of what is made of some prompts.
+    words: Sequence[str]
+    c: Tensor
+    sought: Tensor
+
+
+def name_members(
+    asking: Asking,
+    prompts: AskedPrompts,
+    c: Tensor,
+    *,
+    ask: Callable[[Sequence[str]], NoisedBank],
+    judge: Callable[[NoisedBank, Tensor], Tensor],
+    again: Callable[[Tensor], Tensor],
+) -> NamedMembers | None:
+    """Names of members from the own samples of ``prompts``, which have ``c`` ``(M,)``; None where no word tells.
+
+    ``ask`` gives a bank of what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of
+    the own samples, ``again`` that of the own samples where others were sought.
     """
-    words = likely_members(texts, c)
-    return members_that_tell(words, judge(asking_for(words, texts)), others) if words else []
+    texts, number = asking.written(prompts)
+    words = likely_members(texts, c[number])
+    if not words:
+        return None
+    bank = ask(asking_for(words, texts))
+    told = members_that_tell(words, judge(bank, c), c[~prompts.sought])
+    if not told:
+        return None
+    sought = asking.told(told, prompts).sought
+    c = again(sought)
+    judged = judge(bank, c).view(len(words), TRIES)[[words.index(word) for word in told]]
+    told = members_that_tell(told, judged.flatten(), c[~sought])
+    return NamedMembers(told, c, sought) if told else None

@@ -7,8 +7,8 @@ prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from vdu.posterior import Posterior
 from vdu.preparation.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.forget_score import fit_forget_score
-from vdu.preparation.members import told_members
+from vdu.preparation.members import NamedMembers, name_members
 from vdu.preparation.responsibility import responsibilities
 from vdu.preparation.retained_samples import RetainedSamples
 from vdu.seeding import generator
@@ -61,6 +61,7 @@ class Preparation:
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
     on_stage: Callable[[str], None] | None = None
+    members: NamedMembers | None = field(default=None, init=False)
 
     def begin(self, stage: str) -> None:
         """Tell ``on_stage`` what is made next."""
@@ -92,11 +93,8 @@ class Preparation:
         asking, prompts = self.asking, self.own_prompts
         if not asking or not prompts or asking.concepts:
             return asking.concepts if asking else ()
-        c, (texts, number) = self.responsibilities, asking.written(prompts)
-        told = asking.telling_words(prompts, c)
-        told = told or told_members(texts, c[number], c[~prompts.sought], self._judged_when_asked)
-        self.__dict__.pop("_judged_by", None)  # large
-        return told
+        c = self.responsibilities  # finds members too
+        return self.members.words if self.members else asking.telling_words(prompts, c)
 
     @property
     def _told(self) -> Asking | None:
@@ -194,7 +192,8 @@ class Preparation:
     @property
     def sought(self) -> Tensor | None:
         """Which own samples ``(M,)`` were asked for with what brings the undesired; None where nobody knows how."""
-        return self.own_prompts.sought if self.own_prompts else None
+        known = self.members or self.own_prompts
+        return known.sought if known else None
 
     @cached_property
     def responsibilities(self) -> Tensor:
@@ -202,24 +201,25 @@ class Preparation:
 
         π, given or not, is the share of what is made without being asked for it.
         """
-        training, own, early = self.forget_bank, self.own_samples.x_0, self._early_banks
+        training, own = self.forget_bank, self.own_samples.x_0
         self.begin("finding the undesired part of its images")
+        early = EarlyBanks(self.backbone, self.seed, self.precision)
         forget = early.bank_of_forget(self.forget.x_0, training, self.bank_items)
-        judged = early.bank(own, "judged")
-        found_from = self.own_prompts.found_from if self.own_prompts else None
-        if self.asking and not self.asking.concepts:
-            self._judged_by = forget, judged
-        return responsibilities(forget, judged, self.seed, self._known_share, self.sought, found_from)
+        judged, prompts = early.bank(own, "judged"), self.own_prompts
+        found_from = prompts.found_from if prompts else None
 
-    @property
-    def _early_banks(self) -> EarlyBanks:
-        return EarlyBanks(self.backbone, self.seed, self.precision)
+        def c_where(sought: Tensor | None) -> Tensor:
+            return responsibilities(forget, judged, self.seed, self._known_share, sought, found_from)
 
-    def _judged_when_asked(self, texts: Sequence[str]) -> Tensor:
-        """c ``(N,)`` of what the original makes of ``texts``."""
-        self.begin(f"asking for words that may name it, {len(texts)} images")
-        made = self.samples_of(texts, len(texts)).x_0
-        return self._early_banks.of_others(made, "asked", *self._judged_by, self.responsibilities)
+        def ask(texts: Sequence[str]) -> NoisedBank:
+            self.begin(f"asking for words that may name it, {len(texts)} images")
+            return early.bank(self.samples_of(texts, len(texts)).x_0, "asked")
+
+        c = c_where(self.sought)
+        if self.asking and prompts and not self.asking.concepts and not self.asking.telling_words(prompts, c):
+            judge = partial(early.judge, forget=forget, own=judged)
+            self.members = name_members(self.asking, prompts, c, ask=ask, judge=judge, again=c_where)
+        return self.members.c if self.members else c
 
     @property
     def _known_share(self) -> float | None:
@@ -245,8 +245,8 @@ class Preparation:
         """π, the undesired share of what the model makes without being asked for it."""
         if self._known_share is not None:
             return self._known_share
-        sought = self.sought
-        return float((self.responsibilities if sought is None else self.responsibilities[~sought]).mean())
+        c, sought = self.responsibilities, self.sought
+        return float((c if sought is None else c[~sought]).mean())
 
     @cached_property
     def discriminator(self) -> Discriminator:
