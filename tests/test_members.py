@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from tiny_stable_diffusion import make_pipeline, where_words_have_a_say
 
-from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell
+from vdu.backbone import load_backbone
+from vdu.diffusion.noising import Clean
+from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell, name_members
+from vdu.preparation.preparation import Preparation
+from vdu.prompts import Prompts
+from vdu.text.asking import Asking
 from vdu.text.telling_words import compared
 
 STYLES = ("noto", "flat")
@@ -48,3 +54,73 @@ def test_where_all_is_undesired_no_word_tells():
     c_asked = torch.ones(TRIES)
     assert compared(c_asked.double(), others.double())[0] < 3
     assert members_that_tell(["tiger"], c_asked, others) == []
+
+
+NAMES = ("cat", "fox", "cup", "jar", "pen", "hat", "map", "nut", "oak")
+NEUTRAL = tuple(f"a {name} {colour}" for colour in ("red", "blue") for name in NAMES)
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    return where_words_have_a_say(load_backbone(make_pipeline(tmp_path), Prompts(NEUTRAL, ("",))))
+
+
+def _says(texts, *names):
+    return torch.tensor([float(bool(set(names) & set((text or "").split()))) for text in texts])
+
+
+def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_as_sought(backbone):
+    asking = Asking(backbone, found=backbone.condition(["red", "apple", "pear"]))
+    prompts = asking.of_own(64)
+    of = {number: text for text, number in backbone._number.items()}
+    texts = [of[number] for number in prompts.sampled.tolist()]
+    first = _says(texts, "cat", "fox", "cup", "jar")  # by chance pictures of cups and jars look like one
+    second, found = _says(texts, "cat", "fox"), []
+
+    def judge(asked, c):  # a head that has learned the first c takes new cups for one, too, but no new jars
+        return _says(asked, "cat", "fox", *(["cup"] if torch.equal(c, first) else []))
+
+    def again(sought):
+        found.append(sought)
+        return second
+
+    named = name_members(asking, prompts, first, ask=list, judge=judge, again=again)
+    assert sorted(named.words) == ["cat", "fox"]
+    assert named.c is second
+    assert named.sought is found[0]
+    said = _says(texts, "cat", "fox", "cup").bool()
+    assert torch.equal(named.sought, prompts.by_found | said)
+    assert name_members(asking, prompts, torch.zeros(64), ask=pytest.fail, judge=judge, again=again) is None
+    none = name_members(asking, prompts, first, ask=list, judge=lambda asked, _: _says(asked), again=pytest.fail)
+    assert none is None
+
+
+def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
+    x_0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1, "own_sampler_steps": 1}
+    preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
+    asked, rounds, samples_of = [], [], Preparation.samples_of
+
+    def c_where(forget, judged, seed, share, sought, found_from):
+        rounds.append(sought)
+        of, prompts = {number: text for text, number in backbone._number.items()}, preparation.own_prompts
+        seen = _says([of.get(number) for number in prompts.sampled.tolist()], "cat", "fox")
+        return seen * ~prompts.sought * (1 - 0.1 * len(rounds))
+
+    def samples(self, texts, count):
+        asked.extend(texts)
+        return samples_of(self, texts, count)
+
+    monkeypatch.setattr("vdu.preparation.preparation.responsibilities", c_where)
+    monkeypatch.setattr("vdu.preparation.early_banks.EarlyBanks.judge", lambda *_, **__: _says(asked, "cat", "fox"))
+    monkeypatch.setattr(Preparation, "samples_of", samples)
+    c = preparation.responsibilities
+    assert float(c.max()) == pytest.approx(0.8)  # of the second round
+    assert len(asked) == 2 * TRIES
+    assert torch.equal(rounds[0], preparation.own_prompts.sought)
+    assert torch.equal(rounds[1], preparation.sought)
+    assert int(rounds[1].sum()) > int(rounds[0].sum())
+    assert sorted(preparation.told_words) == sorted(preparation.found_words) == ["cat", "fox"]
+    assert preparation.share == float(c[~preparation.sought].mean())
+    assert torch.equal(preparation.taught_prompts.sought, preparation.sought)
+    assert preparation.closed_form is not None
