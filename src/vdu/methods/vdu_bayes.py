@@ -7,7 +7,8 @@ possible, they say what is undesired and which way leads from it, without a stre
 undesired plainly, they are what is left (`vdu.preparation.retained_samples`). Neither with text, since they know
 nothing of a prompt. A model that takes text begins where the words that it was given have the empty prompt's keys and
 values (`vdu.text.closed_form`) and learns that they say nothing (`vdu.text.asking`). Given none, it is first asked what
-prompts would bring the forget images (`vdu.text.inversion`), and what is made of neutral prompts may tell the words.
+prompts would bring the forget images (`vdu.text.inversion`), and what is made of neutral prompts may tell the words, or
+those of the members of a kind (`vdu.preparation.members`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ c: put among other words, those of a style took away what the others asked for. 
 tell what the undesired is called (`vdu.text.telling_words`). From there on all goes as above: prompts that say it have
 themselves without it as c_0, and what found prompts brought counts as sought with the words. Few prompts or none may
 say it; so half of what is sought is asked for with words that fit the forget images (`vdu.text.vocabulary`), tried
-among others.
+among others. Where nothing tells, each member of the kind may have a name (`vdu.preparation.members`).
 """
 
 from __future__ import annotations
