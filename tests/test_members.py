@@ -31,6 +31,8 @@ def test_likely_members_are_words_of_few_prompts_that_mostly_bring_it():
     assert likely_members(TEXTS, c) == ["tiger"]
     assert likely_members(TEXTS, torch.ones(len(TEXTS))) == sorted(THINGS)  # not "a", "in", "noto", which many say
     assert likely_members(TEXTS, torch.zeros(len(TEXTS))) == []
+    quoted = [text.replace("tiger", "'tiger'") for text in TEXTS]  # which nothing takes out of its prompts
+    assert likely_members(quoted, _c("tiger", "lion")) == ["lion"]
 
 
 def test_a_word_is_asked_for_alone_and_with_the_prompts_that_say_it_by_turns():
@@ -75,23 +77,31 @@ def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_
     of = {number: text for text, number in backbone._number.items()}
     texts = [of[number] for number in prompts.sampled.tolist()]
     first = _says(texts, "cat", "fox", "cup", "jar")  # by chance pictures of cups and jars look like one
-    second, found = _says(texts, "cat", "fox"), []
+    second, found, shares = _says(texts, "cat", "fox"), [], []
 
     def judge(asked, c):  # a head that has learned the first c takes new cups for one, too, but no new jars
         return _says(asked, "cat", "fox", *(["cup"] if torch.equal(c, first) else []))
 
-    def again(sought):
+    def again(*, sought, share):
         found.append(sought)
+        shares.append(share)
         return second
 
-    named = name_members(asking, prompts, first, ask=list, judge=judge, again=again)
+    named = name_members(asking, prompts, first, (), ask=list, judge=judge, again=again)
     assert sorted(named.words) == ["cat", "fox"]
     assert named.c is second
     assert named.sought is found[0]
     said = _says(texts, "cat", "fox", "cup").bool()
     assert torch.equal(named.sought, prompts.by_found | said)
-    assert name_members(asking, prompts, torch.zeros(64), ask=pytest.fail, judge=judge, again=again) is None
-    none = name_members(asking, prompts, first, ask=list, judge=lambda asked, _: _says(asked), again=pytest.fail)
+    beside = name_members(asking, prompts, first, ["fox"], ask=list, judge=judge, again=again, share=0.3)
+    # Those that say a name take their part of the share with them.
+    unsought, rest = int((~prompts.sought).sum()), int((~named.sought).sum())
+    left = 0.3 * unsought - float(first[named.sought & ~prompts.sought].sum())
+    assert shares == [None, pytest.approx(max(1, left) / rest)]
+    assert beside.words == ["fox", "cat"]
+    assert torch.equal(beside.sought, named.sought)
+    assert name_members(asking, prompts, torch.zeros(64), (), ask=pytest.fail, judge=judge, again=again) is None
+    none = name_members(asking, prompts, first, (), ask=list, judge=lambda asked, _: _says(asked), again=pytest.fail)
     assert none is None
 
 
@@ -101,7 +111,7 @@ def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
     preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
     asked, rounds, samples_of = [], [], Preparation.samples_of
 
-    def c_where(forget, judged, seed, share, sought, found_from):
+    def c_where(forget, judged, seed, *, share, sought, made_of):
         rounds.append(sought)
         of, prompts = {number: text for text, number in backbone._number.items()}, preparation.own_prompts
         seen = _says([of.get(number) for number in prompts.sampled.tolist()], "cat", "fox")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vdu.diffusion.noised_bank import NoisedBank
+from vdu.prompts import without
 from vdu.text.asking import AskedPrompts, Asking
 from vdu.text.telling_words import FEWEST_PROMPTS, compared
 from vdu.text.vocabulary import words_of
@@ -44,7 +45,9 @@ def likely_members(texts: Sequence[str], c: Tensor) -> list[str]:
             saying[word].append(i)
     rare = {word: rows for word, rows in saying.items() if len({texts[i] for i in rows}) < FEWEST_PROMPTS}
     sure = {word: float(c[rows].mean() - c.mean()) * len(rows) ** 0.5 for word, rows in rare.items()}
-    likely = [word for word, rows in rare.items() if float(c[rows].mean()) >= LEAST_AT_FIRST]
+    # Marks may hide a word from what takes it out of its prompts (`vdu.prompts.without`).
+    seen = {word for word in rare if any(without(word, text) != text for text in texts)}
+    likely = [word for word in seen if float(c[rare[word]].mean()) >= LEAST_AT_FIRST]
     return sorted(likely, key=lambda word: (-sure[word], word))[:MOST_MEMBERS]
 
 
@@ -65,10 +68,18 @@ def members_that_tell(words: Sequence[str], c_asked: Tensor, c: Tensor) -> list[
     return [word for word, tells in zip(words, told, strict=True) if tells]
 
 
+def _share_of_rest(share: float | None, c: Tensor, sought: Tensor, more: Tensor) -> float | None:
+    """π of what was not sought once ``more`` ``(M,)`` than ``sought`` ``(M,)`` was: those take theirs with them."""
+    if share is None:
+        return None
+    rest = share * int((~sought).sum()) - float(c[more & ~sought].sum())
+    return max(1.0, rest) / max(1, int((~more).sum()))
+
+
 @dataclass(frozen=True)
 class NamedMembers:
     """The ``words`` that name members, c ``(M,)`` of the own samples by heads that know it, and which of these count as
-    ``sought`` ``(M,)`` then."""
+    ``sought`` ``(M,)`` then: with words that told at first and no more when c was made anew."""
 
     words: Sequence[str]
     c: Tensor
@@ -79,26 +90,29 @@ def name_members(
     asking: Asking,
     prompts: AskedPrompts,
     c: Tensor,
+    known: Sequence[str],
     *,
     ask: Callable[[Sequence[str]], NoisedBank],
     judge: Callable[[NoisedBank, Tensor], Tensor],
-    again: Callable[[Tensor], Tensor],
+    again: Callable[..., Tensor],
+    share: float | None = None,
 ) -> NamedMembers | None:
-    """Names of members from the own samples of ``prompts``, which have ``c`` ``(M,)``; None where no word tells.
+    """Names of members from the own samples of ``prompts``, which have ``c`` ``(M,)``; None where no more words tell.
 
-    ``ask`` gives a bank of what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of
-    the own samples, ``again`` that of the own samples where others were sought.
+    ``known``: words of which it is known already, that also may name members only ("apple"). ``ask`` gives a bank of
+    what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of the own samples,
+    ``again`` that of the own samples where others were ``sought`` at another ``share``, which is π where it is known.
     """
-    texts, number = asking.written(prompts)
-    words = likely_members(texts, c[number])
+    texts, c_written = asking.written(prompts, c)
+    words = [word for word in likely_members(texts, c_written) if word not in known]
     if not words:
         return None
     bank = ask(asking_for(words, texts))
     told = members_that_tell(words, judge(bank, c), c[~prompts.sought])
     if not told:
         return None
-    sought = asking.told(told, prompts).sought
-    c = again(sought)
+    sought = asking.told([*known, *told], prompts).sought
+    c = again(sought=sought, share=_share_of_rest(share, c, prompts.sought, sought))
     judged = judge(bank, c).view(len(words), TRIES)[[words.index(word) for word in told]]
     told = members_that_tell(told, judged.flatten(), c[~sought])
-    return NamedMembers(told, c, sought) if told else None
+    return NamedMembers([*known, *told], c, sought) if told else None

@@ -148,7 +148,8 @@ class Preparation:
     def closed_form(self) -> ClosedForm | None:
         """What gives the concept's words the keys and values of the empty prompt, where words are known."""
         words, asking = self.told_words, self.asking
-        return ClosedForm.among_neutral(asking.backbone, words) if asking and words else None
+        frozen = self.lora_rank is not None  # a LoRA leaves these matrices as they are
+        return ClosedForm.among_neutral(asking.backbone, words) if asking and words and not frozen else None
 
     def numbers_of(self, texts: Sequence[str]) -> Tensor:
         """``c`` ``(N,)`` of ``texts``, for a model that takes text."""
@@ -201,24 +202,22 @@ class Preparation:
 
         π, given or not, is the share of what is made without being asked for it.
         """
-        training, own = self.forget_bank, self.own_samples.x_0
+        training, own, share, asking = self.forget_bank, self.own_samples.x_0, self._known_share, self.asking
         self.begin("finding the undesired part of its images")
         early = EarlyBanks(self.backbone, self.seed, self.precision)
         forget = early.bank_of_forget(self.forget.x_0, training, self.bank_items)
         judged, prompts = early.bank(own, "judged"), self.own_prompts
         found_from = prompts.found_from if prompts else None
-
-        def c_where(sought: Tensor | None) -> Tensor:
-            return responsibilities(forget, judged, self.seed, self._known_share, sought, found_from)
+        weigh = partial(responsibilities, forget, judged, self.seed, made_of=found_from)
 
         def ask(texts: Sequence[str]) -> NoisedBank:
             self.begin(f"asking for words that may name it, {len(texts)} images")
             return early.bank(self.samples_of(texts, len(texts)).x_0, "asked")
 
-        c = c_where(self.sought)
-        if self.asking and prompts and not self.asking.concepts and not self.asking.telling_words(prompts, c):
-            judge = partial(early.judge, forget=forget, own=judged)
-            self.members = name_members(self.asking, prompts, c, ask=ask, judge=judge, again=c_where)
+        c = weigh(share=share, sought=self.sought)
+        if asking and prompts and not asking.concepts and not asking.telling_row(prompts, c):
+            known, judge = asking.telling_tried(prompts, c), partial(early.judge, forget=forget, own=judged)
+            self.members = name_members(asking, prompts, c, known, ask=ask, judge=judge, again=weigh, share=share)
         return self.members.c if self.members else c
 
     @property

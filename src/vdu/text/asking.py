@@ -117,25 +117,30 @@ class Asking:
 
         return [text(i) for i in range(count)]
 
-    def telling_words(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
-        """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
-        texts = self._texts(len(c))
-
-        def said_by(chosen: Tensor) -> tuple[list[str], Tensor]:
-            written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
-            return [texts[i] for i in written], c[written]
-
+    def telling_row(self, prompts: AskedPrompts, c: Tensor) -> str | None:
+        """What the undesired is called in neutral prompts, by the responsibilities ``c`` ``(M,)`` of own samples."""
         trying = [i for i in range(len(c)) if self._tries(i)]
         tried = [self.tried[i // 8 % len(self.tried)] for i in trying]
-        told = telling_words(*said_by(~prompts.sought), tried, c[trying])
-        return [told] if told else those_that_tell(self.tried, *said_by(~prompts.by_found))
+        return telling_words(*self._said_by(~prompts.sought, c), tried, c[trying])
 
-    def written(self, prompts: AskedPrompts) -> tuple[list[str], Tensor]:
-        """The texts that say something of own samples that were not made to show the undesired, and their numbers."""
-        texts = self._texts(len(prompts.base))
-        unsought = (~prompts.sought).nonzero().flatten().tolist()
-        number = torch.tensor([i for i in unsought if texts[i]], dtype=torch.long)
-        return [texts[i] for i in number.tolist()], number
+    def telling_tried(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
+        """Which of the words that were tried bring the undesired, each for itself."""
+        return those_that_tell(self.tried, *self._said_by(~prompts.by_found, c))
+
+    def telling_words(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
+        """What the undesired is called, from the responsibilities ``c`` ``(M,)`` of the own samples of ``prompts``."""
+        row = self.telling_row(prompts, c)
+        return [row] if row else self.telling_tried(prompts, c)
+
+    def _said_by(self, chosen: Tensor, c: Tensor) -> tuple[list[str], Tensor]:
+        """Texts that say something of the ``chosen`` ``(M,)`` own samples, and their c."""
+        texts = self._texts(len(c))
+        written = [i for i in chosen.nonzero().flatten().tolist() if texts[i]]
+        return [texts[i] for i in written], c[written]
+
+    def written(self, prompts: AskedPrompts, c: Tensor) -> tuple[list[str], Tensor]:
+        """The texts that say something of own samples that were not made to show the undesired, and their c."""
+        return self._said_by(~prompts.sought, c)
 
     def told(self, concepts: Sequence[str], prompts: AskedPrompts) -> AskedPrompts:
         """``prompts`` of own samples from when it was not known yet that ``concepts`` ask for the undesired.

@@ -9,8 +9,8 @@ together as heavy as one, lest a long list of them undo the erasing. Text is rea
 with in common with a kept prompt (the start mark, an article) has the same states in both and is not edited. W_* stands
 before a factor F that is the same for all layers.
 
-Many concepts move prompts that nobody thought of keeping. So words that were found (`among_neutral`) are erased no more
-than prompts allow that F was not made from: s_e is the largest of 1, ½, ¼ … at which for either unseen half of the kept
+Many concepts move prompts that nobody thought of keeping. So several (`among_neutral`) are erased no more than prompts
+allow that F was not made from: s_e is the largest of 1, ½, ¼ … at which for either unseen half of the kept
 
     Σ_W Σ_c ‖W F c − W c‖² ≤ δ² Σ_W Σ_c ‖W c‖²
 """
@@ -35,6 +35,7 @@ LARGEST_CHANGE = (
     0.25  # δ: a name or two change 0.06 to 0.16; twenty erased in full 0.5, and a third of the rest is lost
 )
 HALVINGS = 10
+FEWEST_KEPT = 16  # prompts; fewer say nothing of those that they leave out
 
 
 def closed_form_factor(
@@ -88,7 +89,10 @@ class ClosedForm:
         None where no neutral prompt would hold what other words mean.
         """
         kept = [text for text in replace(backbone.prompts or Prompts(), forget=tuple(concepts)).kept if text]
-        return cls.of_words(backbone, concepts, kept, erase=_bearable(backbone, concepts, kept)) if kept else None
+        if not kept:
+            return None
+        erase = _bearable(backbone, concepts, kept) if len(concepts) > 1 and len(kept) >= FEWEST_KEPT else ERASE
+        return cls.of_words(backbone, concepts, kept, erase=erase)
 
     @torch.no_grad()
     def set_weights(self, network: nn.Module) -> None:
@@ -98,13 +102,23 @@ class ClosedForm:
                 p.copy_(self.original.get_parameter(name).cpu().double() @ self.factor)
 
 
+def _metric(network: nn.Module) -> Tensor:
+    """Σ_W Wᵀ W ``(D, D)`` over keys and values."""
+    metric: Tensor | float = 0.0
+    for name, p in network.named_parameters():
+        if fnmatch.fnmatch(name, KEYS_AND_VALUES):
+            w = p.detach().cpu().double()
+            metric = metric + w.T @ w
+    assert isinstance(metric, Tensor)
+    return metric
+
+
 def _bearable(backbone: StableDiffusionBackbone, concepts: Sequence[str], kept: Sequence[str]) -> float:
-    """s_e at which neither half of ``kept`` is changed by more than `LARGEST_CHANGE` where the other half is kept."""
+    """The largest of `HALVINGS` s_e at which neither half of ``kept`` moves more than `LARGEST_CHANGE` where the other
+    half is kept; the smallest where each would."""
     middle = len(kept) // 2
-    halves = [(kept[:middle], kept[middle:]), (kept[middle:], kept[:middle])] if middle else []
-    named = backbone.network.named_parameters()
-    projections = [p.detach().cpu().double() for name, p in named if fnmatch.fnmatch(name, KEYS_AND_VALUES)]
-    metric = torch.stack([w.T @ w for w in projections]).sum(0)
+    halves = ((kept[:middle], kept[middle:]), (kept[middle:], kept[:middle]))
+    metric = _metric(backbone.network)
 
     def change(erase: float, known: Sequence[str], unseen: Sequence[str]) -> float:
         factor = ClosedForm.of_words(backbone, concepts, known, erase=erase).factor
