@@ -110,7 +110,7 @@ def test_what_was_sought_is_known_to_the_responsibilities_and_no_part_of_the_sha
     seeking = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
     assert seeking.share is not None
     assert torch.equal(known[1]["made_of"], seeking.own_prompts.found_from)
-    assert int(known[1][-1].max()) >= 0
+    assert int(known[1]["made_of"].max()) >= 0
 
 
 def test_what_a_prompt_brings_is_learned_without_what_was_sought_with_other_words(backbone, x_0):
