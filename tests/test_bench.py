@@ -187,6 +187,10 @@ def test_lines_for_each_target_or_seed(results):
         *(["a", "vdu", "1", "96.0"], ["a", "ga", "1", "40.0"]),
         *(["b", "vdu", "1", "90.0"], ["b", "ga", "1", "40.0"]),
     ]
+    for seed in (10, 2):
+        _change(results / "some" / f"vdu-{'ab'[seed == 2]}-0.json", seed=seed)
+    lines = render("some", results, "table", {"method": ["vdu", "ga", "vdu"]}, ["pul"], "seed").splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["0", "2", "10"]
     with pytest.raises(VduError, match="split by target or seed, not by 'class'"):
         render("some", results, "table", by="class")
 

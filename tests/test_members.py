@@ -5,7 +5,9 @@ import torch
 from tiny_stable_diffusion import make_pipeline, where_words_have_a_say
 
 from vdu.backbone import load_backbone
+from vdu.diffusion.noised_bank import NoisedBank
 from vdu.diffusion.noising import Clean
+from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell, name_members
 from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
@@ -56,6 +58,22 @@ def test_where_all_is_undesired_no_word_tells():
     c_asked = torch.ones(TRIES)
     assert compared(c_asked.double(), others.double())[0] < 3
     assert members_that_tell(["tiger"], c_asked, others) == []
+
+
+def test_new_pictures_are_judged_by_a_head_that_has_learned_c_from_the_own_samples(monkeypatch):
+    def bank(level):  # what is undesired has a first feature of 1
+        level = torch.as_tensor(level)
+        features = torch.randn(6 * len(level), 4, generator=torch.Generator().manual_seed(len(level)))
+        features[:, 0] = level.repeat(6)
+        t = torch.linspace(0, 0.45, 6).repeat_interleave(len(level))
+        return NoisedBank(len(level), 6, *[t] * 2, t, *[t] * 2, features, features)
+
+    monkeypatch.setattr("vdu.preparation.discriminator.STEPS", 100)
+    own = (torch.arange(40) % 5 == 0).float()
+    new = (torch.arange(24) % 3 == 0).float()
+    c = EarlyBanks(None, 0, "fp32").judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
+    assert c.shape == (24,)
+    assert float(c[new == 1].min()) > 0.5 > float(c[new == 0].max())
 
 
 NAMES = ("cat", "fox", "cup", "jar", "pen", "hat", "map", "nut", "oak")

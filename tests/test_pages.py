@@ -53,9 +53,11 @@ def test_a_place_without_a_table_gets_one_and_a_figure_below_nothing_is_told_by_
     ("changed", "said"),
     [
         ("some --columns pull", "no column 'pull'"),
-        ("other", "no results of other"),
+        ("other --by seed", "no results of other"),
         ("some --colums pul", "unrecognized arguments: --colums pul"),
-        ("some --target c", "no result is of the target 'c'"),
+        ("some --columns pul --target c", "no result is of the target 'c'"),
+        ("some", "give --columns or --by"),
+        ("some --columns 'pul", "No closing quotation"),
     ],
 )
 def test_a_command_that_cannot_be_carried_out_is_named_and_the_page_left_alone(results, tmp_path, changed, said):
@@ -65,6 +67,13 @@ def test_a_command_that_cannot_be_carried_out_is_named_and_the_page_left_alone(r
     with pytest.raises(VduError, match=rf"page\.md: vdu bench show {changed}: .*{said}"):
         refresh(page, results)
     assert page.read_text() == before
+
+
+def test_the_last_line_of_a_page_needs_no_end(results):
+    comment = "<!-- vdu bench show some --columns 'pul, u_fid' --target a -->"
+    made = refreshed(comment, results)
+    assert made == refreshed(made, results) == refreshed(made.rstrip("\n"), results)
+    assert made.splitlines()[1].count("|") == 5
 
 
 def test_a_page_without_tables_and_one_that_is_not_there_are_refused(results, tmp_path):

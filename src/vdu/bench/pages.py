@@ -12,13 +12,14 @@ import shlex
 from pathlib import Path
 from typing import NoReturn
 
+from vdu.bench.rows import is_of_steps
 from vdu.bench.tables import render
 from vdu.errors import VduError
 from vdu.output import replacing
 
 __all__ = ["refresh", "refreshed"]
 
-TABLE = re.compile(r"^<!-- vdu bench show (?P<options>.*?) -->\n(?P<table>(?:\|.*\n)*)", re.MULTILINE)
+TABLE = re.compile(r"^<!-- vdu bench show (?P<options>.*?) -->(?:\n|\Z)(?:\|.*(?:\n|\Z))*", re.MULTILINE)
 
 
 class _Options(argparse.ArgumentParser):
@@ -38,8 +39,11 @@ class _Options(argparse.ArgumentParser):
 
 def _table(options: str, results: Path) -> str:
     given = _Options().parse_args(shlex.split(options))
+    columns = [name.strip() for name in given.columns.split(",") if name.strip()]
+    if not (columns or given.by or is_of_steps(given.suite)):
+        raise VduError("give --columns or --by, which leave one table")
     chosen = {field: getattr(given, field) for field in ("method", "target", "seed")}
-    return render(given.suite, results, "table", chosen, [c for c in given.columns.split(",") if c], given.by)
+    return render(given.suite, results, "table", chosen, columns, given.by)
 
 
 def refreshed(page: str, results: Path) -> str:
@@ -51,18 +55,18 @@ def refreshed(page: str, results: Path) -> str:
     def table(found: re.Match[str]) -> str:
         try:
             return f"<!-- vdu bench show {found['options']} -->\n{_table(found['options'], results)}\n"
-        except VduError as error:
+        except (VduError, ValueError) as error:  # of a quotation mark without another
             raise VduError(f"vdu bench show {found['options']}: {error}") from error
 
     if not TABLE.search(page):
-        raise VduError("no line <!-- vdu bench show SUITE … --> says where a table is to stand")
+        raise VduError("no line <!-- vdu bench show SUITE --columns … --> says where a table is to stand")
     return TABLE.sub(table, page)
 
 
 def refresh(path: Path, results: Path) -> bool:
     """Make the tables of the page ``path`` anew; whether that changed any. Raises `VduError` as `refreshed`."""
     try:
-        page = path.read_text()
+        page = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise VduError(f"{path} cannot be read: {error}") from error
     try:
@@ -71,5 +75,5 @@ def refresh(path: Path, results: Path) -> bool:
         raise VduError(f"{path}: {error}") from error
     if made != page:
         with replacing(path) as beside:
-            beside.write_text(made)
+            beside.write_text(made, encoding="utf-8")
     return made != page

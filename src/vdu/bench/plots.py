@@ -85,8 +85,9 @@ def _classes(figure: Any, suite: str, results: Path) -> None:
     targets = sorted({str(r["row"]["target"]) for r in done})
     methods = sorted({r["row"]["method"] for r in done})
     if not done:
-        raise VduError(f"no finished run of {suite} counts classes: make some with `vdu bench run {suite}`")
-    names = [*_shifts(done[0])]
+        made = f"make some with `vdu bench run {suite}` (of text-to-image models those before 2026-11-29 did not)"
+        raise VduError(f"no finished run of {suite} counts classes: {made}")
+    names, reach = [*_shifts(done[0])], 12 if "class_names" in done[0]["evaluation"] else 40
     columns = min(3, len(methods))
     rows = math.ceil(len(methods) / columns)
     figure.set_size_inches(3.2 * columns + 1, 1.2 * rows + 0.25 * rows * len(targets))
@@ -98,7 +99,7 @@ def _classes(figure: Any, suite: str, results: Path) -> None:
         for target in targets:
             shifts = [_shifts(r) for r in done if (r["row"]["method"], str(r["row"]["target"])) == (method, target)]
             grid.append([mean(shift[name] for shift in shifts) if shifts else math.nan for name in names])
-        image = axes.imshow(grid, cmap="RdBu", vmin=-12, vmax=12, aspect="auto")
+        image = axes.imshow(grid, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
         axes.set_title(method, fontsize=9)
         axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90 * (max(map(len, names)) > SHORT_NAME))
         axes.set_yticks(range(len(targets)), targets, fontsize=7)

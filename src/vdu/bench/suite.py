@@ -187,6 +187,8 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
         raise VduError(f"{said} a posterior of checkpoints is measured on models without text: leave checkpoints out")
     if any(arm.things for arm in suite.methods.values()) and not (suite.concept and suite.concept.things):
         raise VduError(f"{said} a method asks for things, of which [concept] names none: add them there")
+    if any(arm.things for arm in suite.methods.values()) and "style" not in zoo.concept_classifiers:
+        raise VduError(f"{said} things are asked for in styles, of which {zoo.name} has no classifier: leave them out")
     others = [t for arm in suite.methods.values() for t in arm.targets or [] if t not in suite.targets]
     if others:
         raise VduError(f"{said} the target {others[0]!r} of a method is not one of the suite's targets")

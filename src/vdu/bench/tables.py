@@ -130,8 +130,9 @@ def summary(
         return [header, *_lines(rows, methods, columns)]
     if by not in BY:
         raise VduError(f"tables are split by {' or '.join(BY)}, not by {by!r}")
-    groups = {str(v): [r for r in rows if r.get(by) == v] for v in dict.fromkeys(r.get(by) for r in rows)}
-    return [[by, *header], *([v, *line] for v in sorted(groups) for line in _lines(groups[v], methods, columns))]
+    values = sorted({r[by] for r in rows}, key=lambda value: (isinstance(value, str), value))
+    groups = {str(value): [r for r in rows if r[by] == value] for value in values}
+    return [[by, *header], *([v, *line] for v, mine in groups.items() for line in _lines(mine, methods, columns))]
 
 
 def _aligned(lines: list[list[str]]) -> str:
@@ -184,9 +185,9 @@ def render(
 ) -> str:
     """The whole text that `vdu bench show` prints: Markdown tables, or JSON rows.
 
-    ``chosen`` holds, by field (method, target, seed), the values of which rows are shown, methods in this order. With
-    ``columns`` or ``by`` (`summary`) there is only the table of the methods. Raises `VduError` for an unknown format,
-    column or field, and where there is no result of the suite or of a value.
+    ``chosen`` holds, by field (method, target, seed), the values of which rows are shown. With ``columns`` or ``by``
+    (`summary`) there is only the table of the methods, in the order in which they were chosen. Raises `VduError` for an
+    unknown format, column or field, and where there is no result of the suite or of a value.
     """
     if format_ not in ("table", "json"):
         raise VduError(f"unknown format {format_!r}: give table or json")
@@ -202,7 +203,8 @@ def render(
             raise VduError(f"--by is for tables of methods, which {suite} has not: leave it out here")
         return _aligned(_of_steps(rows, columns))
     if columns or by:
-        return _aligned(summary(rows, columns, by, [str(m) for m in (chosen or {}).get("method", ())]))
+        methods = dict.fromkeys(str(method) for method in (chosen or {}).get("method", ()))
+        return _aligned(summary(rows, columns, by, [*methods]))
     shown_by_target = ("ua",) if is_of_concepts(rows) else ("pul", "u_fid_ratio")
     by_target = [_by_target(rows, figure) for figure in shown_by_target]
     tables = [summary(rows), *by_target, _original_shares(suite, results)]
