@@ -8,7 +8,14 @@ from vdu.backbone import load_backbone
 from vdu.diffusion.noised_bank import NoisedBank
 from vdu.diffusion.noising import Clean
 from vdu.preparation.early_banks import EarlyBanks
-from vdu.preparation.members import TRIES, asking_for, likely_members, members_that_tell, name_members
+from vdu.preparation.members import (
+    TRIES,
+    asking_for,
+    control_words,
+    likely_members,
+    members_that_tell,
+    name_members,
+)
 from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.text.asking import Asking
@@ -52,6 +59,15 @@ def test_what_it_brings_when_asked_for_decides(level, told):
     assert members_that_tell(["tiger", "car"], c_asked, _c("tiger", "lion")) == told
 
 
+def test_common_words_that_bring_it_least_are_what_a_name_is_compared_with():
+    c = _c("tiger", "lion", rest=0.1)
+    c[TEXTS.index("a boat in noto style")] = 0.0
+    controls = control_words(TEXTS, c, ["tiger"])
+    assert controls[0] == "boat"
+    assert controls[-1] == "lion"
+    assert sorted(controls) == sorted({word for text in TEXTS for word in text.split()} - {"tiger"})
+
+
 def test_where_all_is_undesired_no_word_tells():
     others = torch.full((40,), 0.9)
     others[::4] = 0.2
@@ -89,7 +105,7 @@ def _says(texts, *names):
     return torch.tensor([float(bool(set(names) & set((text or "").split()))) for text in texts])
 
 
-def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_as_sought(backbone):
+def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_as_sought(backbone, monkeypatch):
     asking = Asking(backbone, found=backbone.condition(["red", "apple", "pear"]))
     prompts = asking.of_own(64)
     of = {number: text for text, number in backbone._number.items()}
@@ -105,22 +121,29 @@ def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_
         shares.append(share)
         return second
 
-    named = name_members(asking, prompts, first, (), ask=list, judge=judge, again=again)
+    def gains(words):  # cups fit some forget images by chance; hats do not
+        return _says(words, "cat", "fox", "cup") + 0.1 * _says(words, "map")
+
+    tools = {"ask": list, "judge": judge, "again": again, "gains": gains}
+    named = name_members(asking, prompts, first, None, **tools)
     assert sorted(named.words) == ["cat", "fox"]
     assert named.c is second
     assert named.sought is found[0]
     said = _says(texts, "cat", "fox", "cup").bool()
     assert torch.equal(named.sought, prompts.by_found | said)
-    beside = name_members(asking, prompts, first, ["fox"], ask=list, judge=judge, again=again, share=0.3)
+    monkeypatch.setattr(asking, "telling_tried", lambda *_: ["fox"])
+    beside = name_members(asking, prompts, first, 0.3, **tools)
+    assert beside.words == ["fox", "cat"]
+    assert torch.equal(beside.sought, named.sought)
     # Those that say a name take their part of the share with them.
     unsought, rest = int((~prompts.sought).sum()), int((~named.sought).sum())
     left = 0.3 * unsought - float(first[named.sought & ~prompts.sought].sum())
     assert shares == [None, pytest.approx(max(1, left) / rest)]
-    assert beside.words == ["fox", "cat"]
-    assert torch.equal(beside.sought, named.sought)
-    assert name_members(asking, prompts, torch.zeros(64), (), ask=pytest.fail, judge=judge, again=again) is None
-    none = name_members(asking, prompts, first, (), ask=list, judge=lambda asked, _: _says(asked), again=pytest.fail)
-    assert none is None
+    monkeypatch.undo()
+    hidden = tools | {"again": pytest.fail}
+    assert name_members(asking, prompts, torch.zeros(64), None, **hidden | {"ask": pytest.fail}) is None
+    assert name_members(asking, prompts, first, None, **hidden | {"judge": lambda asked, _: _says(asked)}) is None
+    assert name_members(asking, prompts, first, None, **hidden | {"gains": lambda words: _says(words, "map")}) is None
 
 
 def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
@@ -142,6 +165,9 @@ def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
     monkeypatch.setattr("vdu.preparation.preparation.responsibilities", c_where)
     monkeypatch.setattr("vdu.preparation.early_banks.EarlyBanks.judge", lambda *_, **__: _says(asked, "cat", "fox"))
     monkeypatch.setattr(Preparation, "samples_of", samples)
+    monkeypatch.setattr(
+        "vdu.preparation.preparation.gains_on_some", lambda _, x, words, **__: _says(words, "cat", "fox")
+    )
     c = preparation.responsibilities
     assert float(c.max()) == pytest.approx(0.8)  # of the second round
     assert len(asked) == 2 * TRIES

@@ -12,7 +12,15 @@ from tiny_stable_diffusion import WORDS, make_pipeline, where_words_have_a_say
 from vdu import VduError
 from vdu.backbone import load_backbone
 from vdu.seeding import generator
-from vdu.text.vocabulary import ROUNDS_OF_FEW, _noised_alike, asking_words, likely_asking, typed_words, words_of
+from vdu.text.vocabulary import (
+    ROUNDS_OF_FEW,
+    _noised_alike,
+    asking_words,
+    gains_on_some,
+    likely_asking,
+    typed_words,
+    words_of,
+)
 
 
 @pytest.fixture
@@ -49,6 +57,13 @@ def test_every_word_is_judged_by_what_the_network_makes_of_it_on_the_same_noise(
     order = [w.gain for w in found]
     assert order == sorted(order, reverse=True)
     assert order[0] > order[-1]
+
+
+def test_a_word_fits_some_images_by_the_best_tenth_of_its_gains(backbone, x_0):
+    at = _noised_alike(backbone, x_0, 200, generator(5, "words", "some"))
+    gains = naive_gains(backbone, at, ["red", "pear"])
+    wanted = [float(gains[word].sort().values[-20:].mean()) for word in ("red", "pear")]
+    assert gains_on_some(backbone, x_0, ["red", "pear"], 5).tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def test_the_best_of_a_round_are_judged_anew_on_noise_they_have_not_met(backbone, x_0):

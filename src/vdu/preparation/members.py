@@ -6,6 +6,9 @@ of these samples with the word alone and half with prompts that say it:
 
     c̄_w ≥ c_member   and   z(w) = (c̄_w − c̄) / (s √(1/n_w + 1/M)) ≥ z_member
 
+and the word fits some of the forget images better than nine of ten common words do (`gains_on_some`): a heart can look
+like a tomato to the heads, but no picture of fruit is drawn better where a heart is asked for.
+
 c̄ is the mean of the M own samples that nobody asked for the undesired, s the standard deviation of all. The new samples
 have had no part in the choice of the words. They are judged by a head that has learned c from the own samples.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from torch import Tensor
 
@@ -35,6 +39,7 @@ TRIES = 8
 LEAST_AT_FIRST = 0.5
 LEAST_SHARE = 0.7
 LEAST_Z = 3.0
+CONTROLS, ABOVE = 32, 0.9  # common words, and the share of them that a name must fit better than
 
 
 def likely_members(texts: Sequence[str], c: Tensor) -> list[str]:
@@ -68,6 +73,23 @@ def members_that_tell(words: Sequence[str], c_asked: Tensor, c: Tensor) -> list[
     return [word for word, tells in zip(words, told, strict=True) if tells]
 
 
+def control_words(texts: Sequence[str], c: Tensor, likely: Sequence[str]) -> list[str]:
+    """`CONTROLS` words of ``texts`` (M) at most, none ``likely``, that bring the undesired least by ``c`` ``(M,)``."""
+    saying: defaultdict[str, list[float]] = defaultdict(list)
+    for text, c_of_text in zip(texts, c.tolist(), strict=True):
+        for word in words_of([text]):
+            saying[word].append(c_of_text)
+    common = saying.keys() - set(likely)
+    return sorted(common, key=lambda word: (fmean(saying[word]), word))[:CONTROLS]
+
+
+def _fitting(words: Sequence[str], controls: Sequence[str], gains: Callable[[Sequence[str]], Tensor]) -> list[str]:
+    """Those of ``words`` that fit some forget images better than `ABOVE` of the ``controls``."""
+    fit = gains([*words, *controls])
+    least = fit[len(words) :].quantile(ABOVE)
+    return [word for word, gain in zip(words, fit, strict=False) if float(gain) > float(least)]
+
+
 def _share_of_rest(share: float | None, c: Tensor, sought: Tensor, more: Tensor) -> float | None:
     """π of what was not sought once ``more`` ``(M,)`` than ``sought`` ``(M,)`` was: those take theirs with them."""
     if share is None:
@@ -90,25 +112,30 @@ def name_members(
     asking: Asking,
     prompts: AskedPrompts,
     c: Tensor,
-    known: Sequence[str],
+    share: float | None,
     *,
     ask: Callable[[Sequence[str]], NoisedBank],
+    gains: Callable[[Sequence[str]], Tensor],
     judge: Callable[[NoisedBank, Tensor], Tensor],
     again: Callable[..., Tensor],
-    share: float | None = None,
 ) -> NamedMembers | None:
-    """Names of members from the own samples of ``prompts``, which have ``c`` ``(M,)``; None where no more words tell.
+    """Names of members from own samples of ``prompts`` with ``c`` ``(M,)``, beside the tried words that tell.
 
-    ``known``: words of which it is known already, that also may name members only ("apple"). ``ask`` gives a bank of
-    what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of the own samples,
-    ``again`` that of the own samples where others were ``sought`` at another ``share``, which is π where it is known.
+    None where no name is found, or neutral prompts say the kind's. ``share`` is π, where it is known. ``ask`` gives a
+    bank of what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of the own samples,
+    ``again`` that of the own samples where others were ``sought`` at another ``share``; ``gains`` how well words fit
+    those forget images that they fit best.
     """
+    if asking.telling_row(prompts, c):
+        return None
+    known = asking.telling_tried(prompts, c)
     texts, c_written = asking.written(prompts, c)
     words = [word for word in likely_members(texts, c_written) if word not in known]
     if not words:
         return None
     bank = ask(asking_for(words, texts))
     told = members_that_tell(words, judge(bank, c), c[~prompts.sought])
+    told = _fitting(told, control_words(texts, c_written, words), gains) if told else []
     if not told:
         return None
     sought = asking.told([*known, *told], prompts).sought

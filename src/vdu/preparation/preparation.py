@@ -27,6 +27,7 @@ from vdu.seeding import generator
 from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, AskedPrompts, Asking
 from vdu.text.closed_form import ClosedForm
 from vdu.text.search import find_asking
+from vdu.text.vocabulary import gains_on_some
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -215,9 +216,10 @@ class Preparation:
             return early.bank(self.samples_of(texts, len(texts)).x_0, "asked")
 
         c = weigh(share=share, sought=self.sought)
-        if asking and prompts and not asking.concepts and not asking.telling_row(prompts, c):
-            known, judge = asking.telling_tried(prompts, c), partial(early.judge, forget=forget, own=judged)
-            self.members = name_members(asking, prompts, c, known, ask=ask, judge=judge, again=weigh, share=share)
+        if asking and prompts and not asking.concepts:
+            judge = partial(early.judge, forget=forget, own=judged)
+            gains = partial(gains_on_some, self.backbone, self.forget.x_0, seed=self.seed, precision=self.precision)
+            self.members = name_members(asking, prompts, c, share, ask=ask, judge=judge, again=weigh, gains=gains)
         return self.members.c if self.members else c
 
     @property
@@ -257,8 +259,7 @@ class Preparation:
         """logit ρ(x_t, c) of what is made of a prompt; None where nothing is asked."""
         if self.own_bank.c is None or not self.own_bank.c.any():
             return None
-        prompts = self.taught_prompts
-        made_of_another = prompts.sampled != prompts.base if prompts else None
+        made_of_another = (prompts.sampled != prompts.base) if (prompts := self.taught_prompts) else None
         return fit_prompted_head(self.own_bank, self.responsibilities, self.seed, made_of_another)
 
     @property

@@ -8,6 +8,9 @@ each round the best of them are judged anew on more noise that they have not met
 Talwalkar, arXiv 1502.07943). Inner pseudo-words (`vdu.text.inversion`) ask for the images better, but nobody types
 them.
 
+Of a kind whose members have names no word fits all images, but each name some: what counts is the mean of the best
+tenth of its gains.
+
 A large vocabulary takes many passes. The few hundred words of the neutral prompts, what people ask this model with,
 take few: the likeliest are tried on its own samples (`vdu.text.asking`).
 """
@@ -30,11 +33,21 @@ from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.text.telling_words import MARKS
 
-__all__ = ["ROUNDS", "AskingWord", "asking_words", "likely_asking", "refuse_wordless", "typed_words", "words_of"]
+__all__ = [
+    "ROUNDS",
+    "AskingWord",
+    "asking_words",
+    "gains_on_some",
+    "likely_asking",
+    "refuse_wordless",
+    "typed_words",
+    "words_of",
+]
 
 ROUNDS = ((4, 512), (16, 64), (64, 64))  # noised images, and how many of the words stay
 ROUNDS_OF_FEW = ((8, 64), (32, 16), (64, 16))
 MOST_CANDIDATES = 512
+NOISED_FOR_SOME, BEST_SHARE = 200, 0.1
 EMPTY = ""
 
 
@@ -144,3 +157,12 @@ def likely_asking(
     words = words_of(texts)[:MOST_CANDIDATES] if most else []
     found = asking_words(backbone, x_0, seed, words=words, rounds=ROUNDS_OF_FEW, precision=precision) if words else []
     return [word.text for word in found if word.gain > 0][:most]
+
+
+def gains_on_some(backbone: Any, x_0: Tensor, words: Sequence[str], seed: int, precision: str = "fp32") -> Tensor:
+    """How well each of ``words`` fits those of ``x_0`` that it fits best ``(W,)``: its mean gain there, in units of the
+    squared error per dimension. All meet the same noised images."""
+    at = _noised_alike(backbone, x_0, NOISED_FOR_SOME, generator(seed, "words", "some"))
+    errors = _errors(backbone, at, [EMPTY, *words], precision)
+    best = (errors[:1] - errors[1:]).sort(dim=1, descending=True).values
+    return best[:, : int(BEST_SHARE * NOISED_FOR_SOME)].mean(1)
