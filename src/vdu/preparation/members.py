@@ -14,7 +14,7 @@ have had no part in the choice of the words. They are judged by a head that has 
 
 What was made of prompts that say a name counts as sought from then on: the first heads took it for desired, so that π
 and c of all others came out too large. c is made anew (`vdu.preparation.responsibility`), and the words have to tell
-again.
+again. A kind has several members: fewer than `FEWEST_MEMBERS` names are none.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TRIES = 8
 LEAST_AT_FIRST = 0.5
 LEAST_SHARE = 0.7
 LEAST_Z = 3.0
+FEWEST_MEMBERS = 3  # one or two names that are found alone are accidents ("duck" and "yo-yo", for fruit)
 CONTROLS, ABOVE = 32, 0.9  # common words, and the share of them that a name must fit better than
 
 
@@ -121,10 +122,10 @@ def name_members(
 ) -> NamedMembers | None:
     """Names of members from own samples of ``prompts`` with ``c`` ``(M,)``, beside the tried words that tell.
 
-    None where no name is found, or neutral prompts say the kind's. ``share`` is π, where it is known. ``ask`` gives a
-    bank of what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the c of the own samples,
-    ``again`` that of the own samples where others were ``sought`` at another ``share``; ``gains`` how well words fit
-    those forget images that they fit best.
+    None where too few names are found for a kind, or neutral prompts say the kind's. ``share`` is π, where it is known.
+    ``ask`` gives a bank of what is made of some prompts, ``judge`` its c ``(N,)`` by a head that has learned the own
+    samples' c, ``again`` that of the own samples where others were ``sought`` at another ``share``; ``gains`` how well
+    words fit those forget images that they fit best.
     """
     if asking.telling_row(prompts, c):
         return None
@@ -136,10 +137,10 @@ def name_members(
     bank = ask(asking_for(words, texts))
     told = members_that_tell(words, judge(bank, c), c[~prompts.sought])
     told = _fitting(told, control_words(texts, c_written, words), gains) if told else []
-    if not told:
+    if len(told) < FEWEST_MEMBERS:
         return None
     sought = asking.told([*known, *told], prompts).sought
     c = again(sought=sought, share=_share_of_rest(share, c, prompts.sought, sought))
     judged = judge(bank, c).view(len(words), TRIES)[[words.index(word) for word in told]]
     told = members_that_tell(told, judged.flatten(), c[~sought])
-    return NamedMembers([*known, *told], c, sought) if told else None
+    return NamedMembers([*known, *told], c, sought) if len(told) >= FEWEST_MEMBERS else None
