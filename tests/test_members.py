@@ -143,9 +143,14 @@ def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_
     assert shares == [None, pytest.approx(max(1, left) / rest)]
     monkeypatch.undo()
     hidden = tools | {"again": pytest.fail}
+    pair = _says(texts, *KIND[:2])
+    assert name_members(asking, prompts, pair, None, **hidden | {"ask": pytest.fail}) is None
     assert name_members(asking, prompts, torch.zeros(64), None, **hidden | {"ask": pytest.fail}) is None
     assert name_members(asking, prompts, first, None, **hidden | {"judge": lambda asked, _: _says(asked)}) is None
     assert name_members(asking, prompts, first, None, **hidden | {"gains": lambda words: _says(words, "map")}) is None
+    monkeypatch.setattr("vdu.preparation.members.CONTROLS", 0)
+    assert name_members(asking, prompts, first, None, **hidden | {"gains": pytest.fail}) is None
+    monkeypatch.undo()
     # Two names are no kind, at first or when c was made anew.
     for c_of_new, anew in (
         (lambda *_: ("cat", "fox"), pytest.fail),

@@ -85,7 +85,9 @@ def control_words(texts: Sequence[str], c: Tensor, likely: Sequence[str]) -> lis
 
 
 def _fitting(words: Sequence[str], controls: Sequence[str], gains: Callable[[Sequence[str]], Tensor]) -> list[str]:
-    """Those of ``words`` that fit some forget images better than `ABOVE` of the ``controls``."""
+    """Those of ``words`` that fit some forget images better than `ABOVE` of the ``controls``; none without these."""
+    if not words or not controls:
+        return []
     fit = gains([*words, *controls])
     least = fit[len(words) :].quantile(ABOVE)
     return [word for word, gain in zip(words, fit, strict=False) if float(gain) > float(least)]
@@ -132,11 +134,11 @@ def name_members(
     known = asking.telling_tried(prompts, c)
     texts, c_written = asking.written(prompts, c)
     words = [word for word in likely_members(texts, c_written) if word not in known]
-    if not words:
+    if len(words) < FEWEST_MEMBERS:
         return None
     bank = ask(asking_for(words, texts))
     told = members_that_tell(words, judge(bank, c), c[~prompts.sought])
-    told = _fitting(told, control_words(texts, c_written, words), gains) if told else []
+    told = _fitting(told, control_words(texts, c_written, words), gains)
     if len(told) < FEWEST_MEMBERS:
         return None
     sought = asking.told([*known, *told], prompts).sought
