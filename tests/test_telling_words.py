@@ -149,15 +149,3 @@ def test_a_run_says_the_words_that_it_found(tmp_path, monkeypatch):
         result = unlearn(make_pipeline(tmp_path), forget, settings=settings, prompts=prompts)
         assert result.record["words_found"] == words
         assert ("“red”" in result.report(tmp_path / f"{steps}.html").read_text()) == bool(words)
-
-
-def test_a_part_is_taken_where_prompts_that_say_no_more_bring_it_too():
-    faces = [f"a {kind} face" for kind in ("sad", "shy", "old", "red", "big", "odd", "hot", "wry", "sly", "shut")]
-    texts = [f"{face} in {style}" for face in faces for style in ("ink", "oil")] + faces
-    texts += [f"a {thing} in ink" for thing in ("car", "cup", "hat", "map", "nut", "oak", "pen", "jar", "urn", "bee")]
-    texts += [text.removesuffix(" in ink") for text in texts[-10:]]
-    c = _c(texts, "face", 0.9, 0.05)
-    c[20:30] = 0.8  # without a style a face is a little less sure: "face in" has the larger z
-    assert telling_words(texts, c) == "face"
-    c[20:30] = 0.1  # or none at all
-    assert telling_words(texts, c) == "face in"

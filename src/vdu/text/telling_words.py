@@ -39,7 +39,6 @@ LEAST_Z_OF_LONGER = 3.0
 LEAST_Z_WITNESSED = 2.5
 LEAST_MORE_OF_LONGER = 0.2
 LEAST_SPREAD = 1e-6
-Row = tuple[float, str, list[int]]  # z, words in a row, and which texts say them
 
 
 def _rows(text: str) -> Iterator[str]:
@@ -97,15 +96,6 @@ def _is_longer(told: str, row: str, split: tuple[Tensor, Tensor], tried: Sequenc
     return z if z >= LEAST_Z_WITNESSED and more >= LEAST_MORE_OF_LONGER else 0.0
 
 
-def _widest(told: Row, rows: Sequence[Row], c: Tensor) -> Row:
-    """The shortest part of ``told`` among ``rows`` that brings the undesired where ``told`` is not said, too."""
-    for row in sorted(rows, key=lambda row: len(row[1].split())):
-        beyond = sorted(set(row[2]) - set(told[2]))
-        if f" {row[1]} " in f" {told[1]} " and beyond and float(c[beyond].mean()) >= LEAST_SHARE:
-            return row
-    return told
-
-
 def telling_words(
     texts: Sequence[str], c: Tensor, tried: Sequence[str] = (), tried_c: Tensor | None = None
 ) -> str | None:
@@ -117,8 +107,7 @@ def telling_words(
     found = [(compared(*_split(c, saying))[0], row, saying) for row, saying in _saying(texts, c)]
     rows, told = [row for row in found if row[0] >= LEAST_Z], None
     while rows:
-        best = max(rows, key=lambda row: (row[0], len(row[1].split()), row[1]))
-        _, told, chosen = best if told else _widest(best, rows, c)
+        _, told, chosen = max(rows, key=lambda row: (row[0], len(row[1].split()), row[1]))
         texts, c = [texts[i] for i in chosen], c[chosen]
         longer = [(row, saying) for row, saying in _saying(texts, c) if f" {told} " in f" {row} "]
         judged = [(_is_longer(told, row, _split(c, saying), tried, tried_c), row, saying) for row, saying in longer]
