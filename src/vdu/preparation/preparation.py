@@ -208,7 +208,7 @@ class Preparation:
         early = EarlyBanks(self.backbone, self.seed, self.precision)
         forget = early.bank_of_forget(self.forget.x_0, training, self.bank_items)
         judged, prompts = early.bank(own, "judged"), self.own_prompts
-        weigh = partial(responsibilities, forget, judged, self.seed, made_of=prompts and prompts.found_from)
+        weigh = partial(responsibilities, forget, judged, self.seed, made_of=prompts.found_from if prompts else None)
 
         def ask(texts: Sequence[str]) -> NoisedBank:
             self.begin(f"asking for words that may name it, {len(texts)} images")
