@@ -43,12 +43,18 @@ FEWEST_MEMBERS = 3  # one or two names that are found alone are accidents ("duck
 CONTROLS, ABOVE = 32, 0.9  # common words, and the share of them that a name must fit better than
 
 
-def likely_members(texts: Sequence[str], c: Tensor) -> list[str]:
-    """Words of few of ``texts`` (M) that mostly bring the undesired by ``c`` ``(M,)``, the surest first."""
+def _saying(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Which of ``texts`` say each word."""
     saying: defaultdict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(texts):
         for word in words_of([text]):
             saying[word].append(i)
+    return saying
+
+
+def likely_members(texts: Sequence[str], c: Tensor) -> list[str]:
+    """Words of few of ``texts`` (M) that mostly bring the undesired by ``c`` ``(M,)``, the surest first."""
+    saying = _saying(texts)
     rare = {word: rows for word, rows in saying.items() if len({texts[i] for i in rows}) < FEWEST_PROMPTS}
     sure = {word: float(c[rows].mean() - c.mean()) * len(rows) ** 0.5 for word, rows in rare.items()}
     # Marks may hide a word from what takes it out of its prompts (`vdu.prompts.without`).
@@ -76,12 +82,9 @@ def members_that_tell(words: Sequence[str], c_asked: Tensor, c: Tensor) -> list[
 
 def control_words(texts: Sequence[str], c: Tensor, likely: Sequence[str]) -> list[str]:
     """`CONTROLS` words of ``texts`` (M) at most, none ``likely``, that bring the undesired least by ``c`` ``(M,)``."""
-    saying: defaultdict[str, list[float]] = defaultdict(list)
-    for text, c_of_text in zip(texts, c.tolist(), strict=True):
-        for word in words_of([text]):
-            saying[word].append(c_of_text)
+    saying, known = _saying(texts), c.tolist()
     common = saying.keys() - set(likely)
-    return sorted(common, key=lambda word: (fmean(saying[word]), word))[:CONTROLS]
+    return sorted(common, key=lambda word: (fmean(known[i] for i in saying[word]), word))[:CONTROLS]
 
 
 def _fitting(words: Sequence[str], controls: Sequence[str], gains: Callable[[Sequence[str]], Tensor]) -> list[str]:

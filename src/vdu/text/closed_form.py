@@ -31,9 +31,8 @@ __all__ = ["KEYS_AND_VALUES", "ClosedForm", "closed_form_factor", "own_places"]
 
 KEYS_AND_VALUES = "*.attn2.to_[kv].weight"
 HOLD, ERASE, KEEP = 0.5, 1.0, 1.0
-LARGEST_CHANGE = (
-    0.25  # δ: a name or two change 0.06 to 0.16; twenty erased in full 0.5, and a third of the rest is lost
-)
+# δ: a name or two change 0.06 to 0.16; twenty erased in full 0.5, and a third of the rest is lost.
+LARGEST_CHANGE = 0.25
 HALVINGS = 10
 FEWEST_KEPT = 16  # prompts; fewer say nothing of those that they leave out
 
@@ -102,14 +101,13 @@ class ClosedForm:
                 p.copy_(self.original.get_parameter(name).cpu().double() @ self.factor)
 
 
-def _metric(network: nn.Module) -> Tensor:
-    """Σ_W Wᵀ W ``(D, D)`` over keys and values."""
-    metric: Tensor | float = 0.0
+def _metric(network: nn.Module, width: int) -> Tensor:
+    """Σ_W Wᵀ W ``(D, D)`` over keys and values, of which no two are held at once."""
+    metric = torch.zeros(width, width, dtype=torch.float64)
     for name, p in network.named_parameters():
         if fnmatch.fnmatch(name, KEYS_AND_VALUES):
             w = p.detach().cpu().double()
-            metric = metric + w.T @ w
-    assert isinstance(metric, Tensor)
+            metric += w.T @ w
     return metric
 
 
@@ -118,7 +116,7 @@ def _bearable(backbone: StableDiffusionBackbone, concepts: Sequence[str], kept: 
     half is kept; the smallest where each would."""
     middle = len(kept) // 2
     halves = ((kept[:middle], kept[middle:]), (kept[middle:], kept[:middle]))
-    metric = _metric(backbone.network)
+    metric = _metric(backbone.network, backbone.states_of(kept[:1]).shape[-1])
 
     def change(erase: float, known: Sequence[str], unseen: Sequence[str]) -> float:
         factor = ClosedForm.of_words(backbone, concepts, known, erase=erase).factor
