@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vdu.bench.rows import is_of_steps
-from vdu.bench.tables import render
+from vdu.bench.tables import named_columns, render
 from vdu.errors import VduError
 from vdu.output import replacing
 
@@ -39,7 +39,7 @@ class _Options(argparse.ArgumentParser):
 
 def _table(options: str, results: Path) -> str:
     given = _Options().parse_args(shlex.split(options))
-    columns = [name.strip() for name in given.columns.split(",") if name.strip()]
+    columns = named_columns(given.columns)
     if not (columns or given.by or is_of_steps(given.suite)):
         raise VduError("give --columns or --by, which leave one table")
     chosen = {field: getattr(given, field) for field in ("method", "target", "seed")}

@@ -11,7 +11,7 @@ from typing import Any
 from vdu.bench.rows import is_of_concepts, is_of_steps, lead_figure, only, read_results, read_rows
 from vdu.errors import VduError, nearest
 
-__all__ = ["render", "summary"]
+__all__ = ["named_columns", "render", "summary"]
 
 NOT_MEASURED = "–"
 ORIGINAL = "(original)"
@@ -76,6 +76,11 @@ def _cell(rows: Iterable[dict[str, Any]], figure: str) -> str:
 
 def _plain(value: object) -> str:
     return NOT_MEASURED if value is None else str(value)
+
+
+def named_columns(text: str) -> list[str]:
+    """The figures of a list with commas between, as ``--columns`` has it."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _columns(known: Iterable[str], wanted: Sequence[str]) -> list[str]:

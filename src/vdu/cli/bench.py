@@ -113,11 +113,10 @@ def bench_show(
     format_: Annotated[str, typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Print the results of a suite."""
-    from vdu.bench.tables import render
+    from vdu.bench.tables import named_columns, render
 
-    wanted = [name.strip() for name in columns.split(",") if name.strip()]
     chosen: dict[str, Sequence[object]] = {"method": method or (), "target": target or (), "seed": seed or ()}
-    typer.echo(render(suite, results, format_, chosen, wanted, by))
+    typer.echo(render(suite, results, format_, chosen, named_columns(columns), by))
 
 
 @app.command("page")
