@@ -24,6 +24,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from vdu.backbone.features import features_taken
 from vdu.backbone.low_rank import merged_state
 from vdu.errors import VduError, in_one_line
 from vdu.hashing import tensors_sha256
@@ -206,24 +207,18 @@ class Backbone(ABC):
     def original_with_features(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The frozen network's output and what it knows of ``x_t`` (and the prompt), in one pass, no gradients.
 
-        Features ``(B, D)`` are its inner blocks' outputs, pooled to at most 2×2. A diffusion U-Net's inner layers
-        separate classes (Baranchuk et al., arXiv 2112.03126), so a discriminator on them generalises from few images.
+        Features ``(B, D)`` are those of `vdu.backbone.features`.
         """
-        taken: list[Tensor] = []
-
-        def take(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
-            tensor = (out[0] if isinstance(out, tuple) else out).float()
-            taken.append(nn.functional.adaptive_avg_pool2d(tensor, 2).flatten(1))
-
-        blocks = [*self.network.down_blocks[1:], self.network.mid_block, *self.network.up_blocks[:-1]]
-        handles = [block.register_forward_hook(take) for block in blocks if block is not None]
-        try:
-            with torch.no_grad():
-                output = self.output(self.network, x_t, t, c)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with features_taken(self.network) as taken, torch.no_grad():
+            output = self.output(self.network, x_t, t, c)
         return output, torch.cat(taken, dim=1)
+
+    def original_features(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """The features ``(B, D)`` alone, in less time; counted as a whole pass."""
+        with features_taken(self.network, alone=True) as taken, torch.no_grad():
+            self._output(self.network, x_t, t, c)
+        self.passes += len(x_t)
+        return torch.cat(taken, dim=1)
 
     def probe(self) -> None:
         """Raises `VduError` where the network does not work, or gives no numbers, at its first or last time."""

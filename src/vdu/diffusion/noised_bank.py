@@ -2,7 +2,7 @@
 
     x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,   f_*(x_t, t, c),   f_*(x_t, t, ∅),   h(x_t, t, c),   h(x_t, t, ∅)
 
-``h`` are inner features (`Backbone.original_with_features`). Forget images are told from own samples by those without a
+``h`` are inner features (`vdu.backbone.features`). Forget images are told from own samples by those without a
 prompt: what was asked for must not tell them apart. One pass (two where there are prompts) of the original serves
 responsibilities, ρ and the regression's target, and a step of the loop then costs a plain training step. Times are
 stratified: draw k of K puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K).
@@ -97,7 +97,7 @@ def fill_bank(
     """Noise ``images`` ``(N, *latent_shape)`` at times in ``t_range`` · T and ask the frozen network.
 
     Deterministic for (seed, stream). ``draws`` is as many as make ``items`` where it is not given. With
-    ``features_only`` neither the noised images nor what the network says of them is kept.
+    ``features_only`` neither the noised images nor what the network says of them is kept, and no prompt is asked with.
     """
     clean, device = Clean.of(images), backbone.device
     draws, g = draws or _draws(clean.x_0, items, features_only), generator(seed, "bank", stream)
@@ -107,20 +107,20 @@ def fill_bank(
     # Room for all at once: joined from parts, large pictures would for a while be held twice.
     kept = (0 if features_only else len(t), *clean.x_0.shape[1:])
     x_t, unprompted = torch.empty(kept, device=device), torch.empty(kept, device=device, dtype=torch.half)
-    prompted = c is not None and bool(c.any())
+    prompted = not features_only and c is not None and bool(c.any())
     original, features, prompted_features = torch.empty_like(unprompted) if prompted else unprompted, [], []
     for i in network_batches(backbone, torch.arange(len(t))):
-        x_0 = clean.x_0[i % len(clean)]
+        x_0, at = clean.x_0[i % len(clean)], t[i].to(device)
         noised = backbone.add_noise(x_0, torch.randn(x_0.shape, generator=g), t[i]).to(device)
-        outputs, found = _asked(backbone, noised, t[i].to(device), precision, None)
+        if features_only:
+            features.append(_features(backbone, noised, at, precision))
+            continue
+        x_t[i] = noised
+        unprompted[i], found = _asked(backbone, noised, at, precision, None)
         features.append(found)
-        if not features_only:
-            x_t[i], unprompted[i] = noised, outputs
         if prompted and c is not None:
-            outputs, found = _asked(backbone, noised, t[i].to(device), precision, c[i])
+            original[i], found = _asked(backbone, noised, at, precision, c[i])
             prompted_features.append(found)
-            if not features_only:
-                original[i] = outputs
     without = torch.cat(features)
     with_prompts = torch.cat(prompted_features) if prompted else without
     t = t.to(device)
@@ -134,3 +134,10 @@ def _asked(backbone: Backbone, x_t: Tensor, t: Tensor, precision: str, c: Tensor
     with autocast(backbone.network, precision):
         output, features = backbone.original_with_features(x_t, t, c)
     return output.half(), features
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, x_t: Tensor, t: Tensor, precision: str) -> Tensor:
+    """What the frozen network knows without a prompt."""
+    with autocast(backbone.network, precision):
+        return backbone.original_features(x_t, t)
