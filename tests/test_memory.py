@@ -1,14 +1,19 @@
 """The memory benchmark at a tiny size: real steps in fresh processes, and rows for what does not fit."""
 
 import json
+import time
 
 import pytest
+import torch
 from conftest import run_vdu
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vdu import VduError
 from vdu.bench import memory
 from vdu.bench.memory import run_memory
-from vdu.bench.memory_modes import MODES
+from vdu.bench.memory_modes import MODES, write_model
+from vdu.bench.peak_memory import held_peak
 
 
 def _rows(folder):
@@ -26,10 +31,10 @@ def test_every_mode_is_measured_once_in_its_own_process(tmp_path, monkeypatch, c
     assert len(said) == 2
     rows = _rows(tmp_path)
     assert rows.keys() == set(chosen)
-    assert rows["plain"]["peak_ratio"] == rows["plain"]["time_ratio"] == 1
+    assert rows["plain"]["held_ratio"] == rows["plain"]["peak_ratio"] == rows["plain"]["time_ratio"] == 1
     for row in rows.values():
         assert row["status"] == "measured"
-        assert row["peak_gb"] > 0.1
+        assert 0.1 < row["held_gb"] <= row["peak_gb"]
         assert row["time_ratio"] > 0
     assert rows["vdu-lora"]["trained_count"] < rows["plain"]["trained_count"] == rows["plain"]["parameters_count"]
     code, out, _ = run_vdu(monkeypatch, capsys, "bench", "show", "memory-tiny", "--results", tmp_path)
@@ -43,9 +48,23 @@ def test_what_does_not_fit_is_a_row_that_says_so(tmp_path, monkeypatch):
     run_memory(tmp_path, "tiny", lambda _: None)
     row = _rows(tmp_path)["plain"]
     assert row["status"].startswith("does not fit: about")
-    assert row["peak_gb"] is row["time_ratio"] is None
-    refused = memory._in_fresh_process(MODES["plain"], "tiny", 10**7)
+    assert row["held_gb"] is row["peak_gb"] is row["time_ratio"] is None
+    write_model("tiny", tmp_path)
+    refused = memory._in_fresh_process(memory._measure, MODES["plain"], tmp_path, 10**7)
     assert refused.status.startswith("does not fit")
+
+
+def test_what_is_mapped_from_a_file_is_not_held(tmp_path):
+    megabytes = 64
+    save_file({"x": torch.zeros(megabytes, 2**18)}, tmp_path / "x.safetensors")
+    with held_peak() as nothing:
+        time.sleep(0.05)
+    with held_peak() as mapped, safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        total = float(file.get_tensor("x").sum())
+    with held_peak() as copied, safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        total += float((file.get_tensor("x") + 1).max())
+    assert total == 1
+    assert mapped[0] - nothing[0] < megabytes * 2**20 / 2 < copied[0] - nothing[0]
 
 
 def test_an_unknown_size_is_one_line(tmp_path):

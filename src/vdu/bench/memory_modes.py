@@ -1,15 +1,17 @@
 """What the memory benchmark measures: a network of a known geometry with random weights, and one step of each kind.
 
-    held = 4 P [frozen original] + (4 [weights] + 4 [gradient] + 8 [Adam] + 4 [average]) T + activations
+    held = (4 [weights] + 4 [gradient] + 8 [Adam] + 4 [average]) T + activations
 
-bytes for P parameters of which T are trained (Kingma & Ba, arXiv 1412.6980: two moments); what is frozen is shared with
-the original. The geometry is that of Stable Diffusion 1.5 (Rombach et al., arXiv 2112.10752); cost does not depend on
-the weights' values.
+bytes for T trained parameters (Kingma & Ba, arXiv 1412.6980: two moments). The frozen original (4 P for P parameters)
+and the posterior (2 P in bfloat16) are files, as those of a user's model in float32 are: they are mapped, so that what
+has been read of them can be taken back by the system at any time. The geometry is that of Stable Diffusion 1.5
+(Rombach et al., arXiv 2112.10752); cost does not depend on the weights' values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,10 +26,19 @@ from vdu.objective.bayes_target import BayesTarget
 from vdu.objective.contract import MethodSettings, Objective
 from vdu.objective.plasticity import Ascent
 from vdu.objective.stability import WeightStability
-from vdu.posterior import Posterior
+from vdu.posterior import Posterior, load_posterior
 from vdu.preparation.discriminator import Discriminator
 
-__all__ = ["MODES", "SIZES", "Mode", "RandomBackbone", "make_objective", "make_settings"]
+__all__ = [
+    "MODES",
+    "SIZES",
+    "Mode",
+    "RandomBackbone",
+    "make_objective",
+    "make_settings",
+    "random_network",
+    "write_model",
+]
 
 SIZES: dict[str, dict[str, Any]] = {
     "sd15": {
@@ -51,6 +62,7 @@ TEXT_TOKENS = 77
 PROGRAM = 5 * 10**8
 ACTIVATIONS = 13 * 10**8  # of one image at the size of SD 1.5, with gradient checkpointing
 VARIANCE = 1e-6
+POSTERIOR = "posterior.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,15 +80,9 @@ class Mode:
         return 2 if self.step == "vdu" else 1
 
     def estimate(self, count: int, trained: int) -> int:
-        """Bytes held: the formula above, the posterior in bfloat16, and autocast's bfloat16 weights."""
-        own = 16 + (4 if self.ema_decay else 0) + (2 if self.step == "proximal" else 0)
-        frozen = 0 if self.step == "plain" else 4
-        return (
-            own * trained
-            + (frozen + (2 if self.precision == "bf16" else 0)) * count
-            + PROGRAM
-            + ACTIVATIONS * self.images
-        )
+        """Bytes held: the formula above, and autocast's bfloat16 weights."""
+        own, cast = 16 + (4 if self.ema_decay else 0), 2 if self.precision == "bf16" else 0
+        return own * trained + cast * count + PROGRAM + ACTIVATIONS * self.images
 
 
 MODES = {
@@ -93,13 +99,24 @@ MODES = {
 }
 
 
+def random_network(size: str) -> UNet2DConditionModel:
+    """A network of one of `SIZES`."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**SIZES[size])
+
+
+def write_model(size: str, folder: Path) -> None:
+    """The network and an isotropic posterior over it, as files in ``folder``."""
+    network = random_network(size)
+    network.save_pretrained(folder)
+    variance = {n: torch.full_like(p, VARIANCE, dtype=torch.bfloat16) for n, p in network.named_parameters()}
+    Posterior(None, variance, "isotropic", 1, "", VARIANCE, 0.0).save(folder / POSTERIOR, torch.bfloat16)
+
+
 class RandomBackbone(Backbone):
     """A U-Net with random weights that is asked with one random text, and no other part of a pipeline."""
 
-    def __init__(self, size: str, device: str = "cpu") -> None:
-        torch.manual_seed(0)
-        with torch.device(device):
-            network = UNet2DConditionModel(**SIZES[size])
+    def __init__(self, network: UNet2DConditionModel) -> None:
         super().__init__(SimpleNamespace(unet=network, scheduler=DDPMScheduler()))
         edge = network.config.sample_size
         self.shape = self.latent_shape = (network.config.in_channels, edge, edge)
@@ -126,16 +143,14 @@ def _bayes(backbone: Backbone) -> BayesTarget:
     return BayesTarget(backbone, bank, head, None).guide(backbone.network)
 
 
-def make_objective(mode: Mode, backbone: Backbone, network: nn.Module) -> Objective:
-    """What the mode's step descends."""
+def make_objective(mode: Mode, backbone: Backbone, network: nn.Module, folder: Path) -> Objective:
+    """What the mode's step descends, with the posterior that is in ``folder``."""
     images = torch.randn(1, *backbone.latent_shape)
     if mode.step == "plain":
         return Objective(0.0, Denoising(backbone, images))
     if mode.step == "vdu":
         return Objective(0.6, _bayes(backbone), _bayes(backbone))
-    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    variance = {n: torch.full_like(p, VARIANCE, dtype=torch.bfloat16, requires_grad=False) for n, p in trained.items()}
-    posterior = Posterior(None, variance, "isotropic", 1, "", VARIANCE, 0.0)
+    posterior = load_posterior(folder / POSTERIOR)
     return Objective(0.5, Ascent(backbone, images), None, WeightStability(network, posterior, backbone.network))
 
 

@@ -84,6 +84,10 @@ class Asking:
         """For how many images prompts were found."""
         return 0 if self.found is None else len(self.found)
 
+    @property
+    def _neutral(self) -> Sequence[str]:
+        return self.backbone.prompts.kept if self.backbone.prompts else ("",)
+
     def put_into(self, texts: Sequence[str], which: Sequence[int]) -> Tensor:
         """Numbers ``(N,)`` of ``texts`` with a concept before a word or last; ``which`` says which and where."""
         asked = zip(texts, which, strict=True)
@@ -105,8 +109,7 @@ class Asking:
 
         The second of every other four has one of the words in it that are tried; ``concepts`` are left out of all.
         """
-        prompts = self.backbone.prompts
-        neutral = [_without_all(concepts, text) for text in (prompts.kept if prompts else ("",))]
+        neutral = [_without_all(concepts, text) for text in self._neutral]
         n = len(neutral)
 
         def text(i: int) -> str:
@@ -121,7 +124,7 @@ class Asking:
         """What the undesired is called in neutral prompts, by the responsibilities ``c`` ``(M,)`` of own samples."""
         trying = [i for i in range(len(c)) if self._tries(i)]
         tried = [self.tried[i // 8 % len(self.tried)] for i in trying]
-        return telling_words(*self._said_by(~prompts.sought, c), tried, c[trying])
+        return telling_words(*self._said_by(~prompts.sought, c), tried, c[trying], self._neutral)
 
     def telling_tried(self, prompts: AskedPrompts, c: Tensor) -> list[str]:
         """Which of the words that were tried bring the undesired, each for itself."""

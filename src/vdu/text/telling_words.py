@@ -22,7 +22,7 @@ times, which brings hardly any).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -97,17 +97,24 @@ def _is_longer(told: str, row: str, split: tuple[Tensor, Tensor], tried: Sequenc
 
 
 def telling_words(
-    texts: Sequence[str], c: Tensor, tried: Sequence[str] = (), tried_c: Tensor | None = None
+    texts: Sequence[str],
+    c: Tensor,
+    tried: Sequence[str] = (),
+    tried_c: Tensor | None = None,
+    prompts: Sequence[str] = (),
 ) -> str | None:
     """The words that tell in ``texts`` (M) of own samples with responsibilities ``c`` ``(M,)``; None where none do.
 
-    ``tried``: the word that each of other samples was asked with, those of responsibilities ``tried_c``.
+    ``tried``: the word that each of other samples was asked with, those of responsibilities ``tried_c``. ``prompts``:
+    all that own samples may be made of.
     """
     c, tried_c = c.double(), torch.zeros(0).double() if tried_c is None else tried_c.double()
     found = [(compared(*_split(c, saying))[0], row, saying) for row, saying in _saying(texts, c)]
+    named = {row for _, row, _ in found}
+    said = Counter(row for prompt in prompts for row in named.intersection(_rows(prompt)))
     rows, told = [row for row in found if row[0] >= LEAST_Z], None
     while rows:
-        _, told, chosen = max(rows, key=lambda row: (row[0], len(row[1].split()), row[1]))
+        _, told, chosen = max(rows, key=lambda row: (row[0], said[row[1]], len(row[1].split()), row[1]))
         texts, c = [texts[i] for i in chosen], c[chosen]
         longer = [(row, saying) for row, saying in _saying(texts, c) if f" {told} " in f" {row} "]
         judged = [(_is_longer(told, row, _split(c, saying), tried, tried_c), row, saying) for row, saying in longer]
