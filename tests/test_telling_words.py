@@ -28,7 +28,7 @@ def test_words_that_always_stand_together_are_told_together():
 def test_of_words_in_the_same_samples_those_that_more_prompts_say_are_told():
     c, bare = _c(TEXTS, "noto", 0.8, 0.1), [f"a noto {thing}" for thing in THINGS]
     assert telling_words(TEXTS, c, prompts=TEXTS + bare) == "noto"
-    assert telling_words(TEXTS, c, prompts=TEXTS + ["the flat style", "painted in style"]) == "in noto style"
+    assert telling_words(TEXTS, c, prompts=[*TEXTS, "the flat style", "painted in style"]) == "in noto style"
 
 
 def test_a_long_row_is_told_whole_and_without_the_marks_around_it():
