@@ -45,7 +45,7 @@ from vdu.weights.parameters import trained_copy
 
 __all__ = ["run_memory"]
 
-LEFT_TO_OTHERS = 4 * 10**9
+LEFT_TO_OTHERS = 2 * 10**9
 GB = 10**9
 ROUNDS = 3
 BYTES_IN_FILES = 6  # of each parameter: its weight in float32, its variance in bfloat16
