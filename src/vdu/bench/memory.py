@@ -176,7 +176,8 @@ def run_memory(results: Path, size: str, say: Callable[[str], None], *, limit: i
     with TemporaryDirectory(prefix="vdu-memory-") as made:
         count, _ = _counts(MODES["plain"], size)
         require_space(Path(made), BYTES_IN_FILES * count)
-        _in_fresh_process(write_model, size, Path(made))
+        if _in_fresh_process(write_model, size, Path(made)) is None:
+            raise VduError("the system ended the process that writes the model: free some memory and run again")
         for name in missing:
             row = _row(name, size, Path(made))
             known[name] = _beside_plain(row, known["plain"] or row)

@@ -105,12 +105,13 @@ def random_network(size: str) -> UNet2DConditionModel:
     return UNet2DConditionModel(**SIZES[size])
 
 
-def write_model(size: str, folder: Path) -> None:
-    """The network and an isotropic posterior over it, as files in ``folder``."""
+def write_model(size: str, folder: Path) -> Path:
+    """The network and an isotropic posterior over it, as files in ``folder``, which it returns."""
     network = random_network(size)
     network.save_pretrained(folder)
     variance = {n: torch.full_like(p, VARIANCE, dtype=torch.bfloat16) for n, p in network.named_parameters()}
     Posterior(None, variance, "isotropic", 1, "", VARIANCE, 0.0).save(folder / POSTERIOR, torch.bfloat16)
+    return folder
 
 
 class RandomBackbone(Backbone):

@@ -25,6 +25,10 @@ def _now(figure: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{figure}:"))
 
 
+def _held_bytes() -> int:
+    return _now("RssAnon") if sys.platform == "linux" else peak_bytes()
+
+
 @contextmanager
 def held_peak() -> Iterator[list[int]]:
     """Fills the list, at the end of the block, with the most bytes held inside it without mapped files."""
@@ -32,18 +36,16 @@ def held_peak() -> Iterator[list[int]]:
 
     def look() -> None:
         while not over.wait(LOOK_SECONDS):
-            held.append(max(held.pop(), _now("RssAnon")))
+            held.append(max(held.pop(), _held_bytes()))
 
     watcher = threading.Thread(target=look, daemon=True)
-    if sys.platform == "linux":
-        watcher.start()
+    watcher.start()
     try:
         yield found
     finally:
         over.set()
-        if sys.platform == "linux":
-            watcher.join()
-        found.append(max(held[0], _now("RssAnon")) if sys.platform == "linux" else peak_bytes())
+        watcher.join()
+        found.append(max(held[0], _held_bytes()))
 
 
 def peak_bytes() -> int:
