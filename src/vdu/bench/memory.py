@@ -48,6 +48,7 @@ __all__ = ["run_memory"]
 LEFT_TO_OTHERS = 2 * 10**9
 GB = 10**9
 ROUNDS = 3
+REFUSED = ("memory", "bad_alloc")  # what torch says of an allocation that it was not given
 BYTES_IN_FILES = 6  # of each parameter: its weight in float32, its variance in bfloat16
 
 
@@ -90,7 +91,7 @@ def _measure(mode: Mode, folder: Path, budget: int | None) -> Measured:
             objective = make_objective(mode, backbone, network, folder)
             run_loop(network, objective, settings, None, precision=mode.precision, on_step=mark)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(said in str(error) for said in REFUSED):
             raise
         return Measured(f"does not fit: more than the {(budget or 0) / GB:.1f} GB that may be used")
     return Measured("measured", held[0], peak_bytes(), median(b - a for a, b in pairwise(finished)))
