@@ -48,7 +48,7 @@ __all__ = ["run_memory"]
 LEFT_TO_OTHERS = 2 * 10**9
 GB = 10**9
 ROUNDS = 3
-REFUSED = ("memory", "bad_alloc")  # what torch says of an allocation that it was not given
+REFUSED = ("memory", "alloc")  # what torch says of an allocation that it was not given
 BYTES_IN_FILES = 6  # of each parameter: its weight in float32, its variance in bfloat16
 
 
