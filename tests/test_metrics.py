@@ -17,6 +17,7 @@ from vdu.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
     paired_changes,
+    paired_rise,
     precision_recall,
     total_variation,
 )
@@ -97,6 +98,24 @@ def test_changed_are_those_of_other_classes_that_are_another_or_none_now():
 
 def _detection(predicted, features):
     return Detection(predicted, features)
+
+
+def test_paired_rise_counts_only_pairs_that_change_and_its_interval_holds_the_truth() -> None:
+    before, after = torch.zeros(256, dtype=torch.bool), torch.zeros(256, dtype=torch.bool)
+    before[:46] = True
+    after[11:46], after[46:66] = True, True
+    rise = paired_rise(before, after)
+    assert rise.value == pytest.approx(100 * 9 / 256)
+    # By hand: p01 = 21/258, p10 = 12/258, their difference ± 1.96 √((33/258 − (9/258)²) / 258).
+    assert (rise.low, rise.high) == pytest.approx((-0.8548, 7.8316), abs=1e-4)
+    held, g = 0, torch.Generator().manual_seed(0)
+    for _ in range(400):
+        u = torch.rand(100, generator=g)
+        found = paired_rise(u < 0.1, (u > 0.07) & (u < 0.27))  # 10 % before, 20 % after: 10 points more
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 10 <= found.high
+    assert held / 400 == pytest.approx(0.95, abs=0.03)
 
 
 def test_every_model_is_measured_on_as_many_samples():

@@ -80,6 +80,7 @@ def evaluation() -> dict[str, Any]:
         "share_after": {"value": 0.2, "low": 0.1, "high": 0.5},
         "share_none_before": _interval(2.1),
         "share_none": _interval(2.3),
+        "share_none_rise": {"value": 0.2, "low": -0.4, "high": 0.8},
         "share_retained_before": _interval(85.8),
         "share_retained": _interval(97.5),
         "shares_before": before,
@@ -131,7 +132,10 @@ def test_verdict_of_failure(unlearning: dict[str, Any], evaluation: dict[str, An
     ("change", "said"),
     [
         ({"u_fid": 3.46}, "the quality of its other pictures fell (u-FID 3.46, original 3.00)"),
-        ({"share_none": _interval(5.2)}, "pictures of no class rose from 2.1 % to 5.2 %"),
+        (
+            {"share_none": _interval(5.2), "share_none_rise": {"value": 3.1, "low": 0.2, "high": 6.0}},
+            "fell (pictures of no class rose from 2.1 % to 5.2 %, 95 % interval 0.2 to 6.0 points more)",
+        ),
     ],
 )
 def test_verdict_of_lost_quality(
@@ -141,6 +145,17 @@ def test_verdict_of_lost_quality(
     assert said in sentence
     assert "; but " in sentence
     assert "kept their quality" not in sentence
+
+
+def test_a_rise_of_none_that_may_be_chance_is_told_and_is_no_verdict(
+    unlearning: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    rise = {"share_none": _interval(5.6), "share_none_rise": {"value": 3.5, "low": -0.8, "high": 7.8}}
+    kept = "; its other pictures kept their quality (u-FID 3.10, original 3.00); pictures of no class rose from 2.1 %"
+    told = f"{kept} to 5.6 %, 95 % interval -0.8 to 7.8 points more: it may be chance."
+    assert verdict(unlearning, evaluation | rise).endswith(told)
+    small = {"share_none": _interval(5.0), "share_none_rise": {"value": 2.9, "low": 0.2, "high": 5.6}}
+    assert "no class" not in verdict(unlearning, evaluation | small)
 
 
 def test_a_verdict_says_when_the_two_distances_disagree(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rej
         "share_after": _share(after == target),
         "share_none_before": _share(before < 0) if rejects else nothing,
         "share_none": _share(after < 0) if rejects else nothing,
+        "share_none_rise": asdict(metrics.paired_rise(before < 0, after < 0)) if rejects else nothing,
         "share_retained_before": _share((before != target) & (before >= 0)),
         "share_retained": _share((after != target) & (after >= 0)),
         "shares_before": shares_before,

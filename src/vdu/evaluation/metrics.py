@@ -1,6 +1,8 @@
 """Figures of the protocol, from arrays of class indices and features; no files, no models.
 
 PUL        100 (N_orig − N_unl) / N_orig, paired bootstrap over seeds
+rise       100 (p₀₁ − p₁₀) of paired flags, p the Laplace-adjusted shares of pairs that change
+           (Bonett and Price, Biometrika 99 (2012))
 Fréchet    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½)            (Heusel et al., arXiv 1706.08500)
 KID        unbiased MMD² with k(x, y) = (xᵀy / D + 1)³                      (Bińkowski et al., arXiv 1801.01401)
 precision  share of samples inside the k-NN balls of as many real features; recall the other way
@@ -25,6 +27,7 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "paired_changes",
+    "paired_rise",
     "precision_recall",
     "pul",
     "share_interval",
@@ -35,6 +38,7 @@ BOOTSTRAP_DRAWS = 2000
 DRAWS_AT_ONCE = 100
 FEWEST_SAMPLES = 100  # under it no distance between features is given
 NEIGHBOURS = 3
+Z_95 = 1.959964  # of the standard normal distribution, two-sided
 ROWS_AT_ONCE = 1024  # of a matrix of all pairs, which never stands in memory as a whole
 
 
@@ -77,7 +81,7 @@ def pul(before: Tensor, after: Tensor) -> Interval:
 
 def share_interval(flags: Tensor) -> Interval:
     """A share of ``(N,)`` bools in percent with its Wilson score interval."""
-    n, z = len(flags), 1.959964
+    n, z = len(flags), Z_95
     p = float(flags.double().mean())
     centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 100 / (1 + z * z / n)
@@ -85,6 +89,15 @@ def share_interval(flags: Tensor) -> Interval:
     low = 0.0 if p == 0 else scale * (centre - half)
     high = 100.0 if p == 1 else scale * (centre + half)
     return Interval(100 * p, low, high)
+
+
+def paired_rise(before: Tensor, after: Tensor) -> Interval:
+    """By how many points the share of ``after`` ``(N,)`` exceeds that of ``before``, same seed at the same place."""
+    n, gained, lost = len(before), int((after & ~before).sum()), int((before & ~after).sum())
+    p_gained, p_lost = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    centre = p_gained - p_lost
+    half = Z_95 * ((p_gained + p_lost - centre**2) / (n + 2)) ** 0.5
+    return Interval(100 * (gained - lost) / n, 100 * max(centre - half, -1), 100 * min(centre + half, 1))
 
 
 def class_shares(predicted: Tensor, classes: int) -> list[float]:

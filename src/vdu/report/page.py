@@ -20,7 +20,7 @@ __all__ = ["NOT_MEASURED", "figure_rows", "number", "percent", "settings_rows", 
 
 NOT_MEASURED = "not measured"
 FORGOTTEN_FROM = 50.0  # the PUL interval's low end, in percent
-NONE_RISE = 3.0  # points of "none" that quality may cost
+NONE_RISE = 3.0  # points of "none" that quality may cost, where the rise's interval excludes zero
 FID_RATIO = 1.15
 SAMPLES_PER_DIMENSION = 10  # under it u-FID is mostly the bias of few samples
 SHOWN_PAIRS, SHOWN_FORGET, COLUMNS = 48, 40, 8
@@ -64,10 +64,13 @@ def percent(value: Any) -> str:
     return NOT_MEASURED if _finite(value) is None else f"{number(value)} %"
 
 
-def _estimate(interval: dict[str, Any] | None) -> Cell:
+def _range(interval: dict[str, Any] | None) -> str:
     low, high = (_finite((interval or {}).get(edge)) for edge in ("low", "high"))
-    shown = "" if low is None or high is None else f"{number(low)} to {number(high)}"
-    return Cell(percent((interval or {}).get("value")), shown)
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def _estimate(interval: dict[str, Any] | None) -> Cell:
+    return Cell(percent((interval or {}).get("value")), _range(interval))
 
 
 def _value(evaluation: dict[str, Any], name: str) -> float | None:
@@ -96,21 +99,26 @@ def _compared_fid(evaluation: dict[str, Any]) -> str:
     return f"u-FID {fid}, original {original}" + (f", both rough: {few}" if few else "")
 
 
+def _of_no_class(evaluation: dict[str, Any]) -> tuple[str, bool]:
+    """That the share of none rose, empty where it did by no more than is allowed; whether more than chance did it."""
+    rise = evaluation.get("share_none_rise") or {}
+    value, low = _finite(rise.get("value")), _finite(rise.get("low"))
+    if value is None or low is None or value <= NONE_RISE:
+        return "", False
+    before, after = (percent(_value(evaluation, name)) for name in ("share_none_before", "share_none"))
+    return f"pictures of no class rose from {before} to {after}, 95 % interval {_range(rise)} points more", low > 0
+
+
 def quality_losses(evaluation: dict[str, Any]) -> list[str]:
     """What got worse by more than is allowed, with the figures."""
-    losses = []
+    losses, (rose, surely) = [], _of_no_class(evaluation)
     fid, fid_before = _finite(evaluation.get("u_fid")), _finite(evaluation.get("u_fid_original"))
-    none, none_before = _value(evaluation, "share_none"), _value(evaluation, "share_none_before")
     if fid is not None and fid_before is not None and fid > FID_RATIO * fid_before:
         losses.append(_compared_fid(evaluation))
-    if none is not None and none_before is not None and none - none_before > NONE_RISE:
-        losses.append(f"pictures of no class rose from {percent(none_before)} to {percent(none)}")
-    return losses
+    return [*losses, rose] if surely else losses
 
 
-def _quality_clause(evaluation: dict[str, Any]) -> str:
-    if losses := quality_losses(evaluation):
-        return f"the quality of its other pictures fell ({'; '.join(losses)})"
+def _distance_clause(evaluation: dict[str, Any]) -> str:
     if all(_finite(evaluation.get(name)) is not None for name in ("u_fid", "u_fid_original")):
         kept = "its other pictures kept their quality"
         kid, kid_before = _finite(evaluation.get("kid")), _finite(evaluation.get("kid_original"))
@@ -122,6 +130,14 @@ def _quality_clause(evaluation: dict[str, Any]) -> str:
     return f"u-FID was not measured (pictures of no class: {before} before, {after} after)"
 
 
+def _quality_clause(evaluation: dict[str, Any]) -> str:
+    """What became of the other pictures; a rise of "none" that may be chance is told, and is no loss."""
+    if losses := quality_losses(evaluation):
+        return f"the quality of its other pictures fell ({'; '.join(losses)})"
+    rose, _ = _of_no_class(evaluation)
+    return _distance_clause(evaluation) + (f"; {rose}: it may be chance" if rose else "")
+
+
 def _evaluated_verdict(evaluation: dict[str, Any]) -> str:
     name, count, done = f"class {evaluation['target']}", evaluation["samples"], forgot(evaluation)
     quality, pul = _quality_clause(evaluation), evaluation.get("pul") or {}
@@ -130,8 +146,7 @@ def _evaluated_verdict(evaluation: dict[str, Any]) -> str:
         return f"Whether the model forgot {name} cannot be said: {found}; {quality}."
     shares = [percent(_value(evaluation, share)) for share in ("share_before", "share_after")]
     made = f"in {shares[0]} of its pictures before and in {shares[1]} after"
-    interval = f"{number(pul['low'])} to {number(pul['high'])}"
-    basis = f"(PUL {percent(pul['value'])}, 95 % interval {interval}, N = {count})"
+    basis = f"(PUL {percent(pul['value'])}, 95 % interval {_range(pul)}, N = {count})"
     start = f"The model made {name} {made}" if done else f"The model did NOT forget {name}: it made it {made}"
     link = "; but " if done and quality_losses(evaluation) else "; "
     return f"{start} {basis}{link}{quality}."
@@ -186,12 +201,14 @@ def figure_rows(evaluation: dict[str, Any]) -> list[Row]:
     """The figures table: label, original, unlearned."""
     e, name = evaluation, f"class {evaluation['target']}"
     counts = [Cell(str(e.get(key, NOT_MEASURED))) for key in ("count_before", "count_after")]
+    rise = e.get("share_none_rise") or {}
     u_fid = f"u-FID (rough: {e['u_fid_samples']} samples)" if _few(e) else "u-FID"
     rows = [
         Row(f"Share of {name}", _estimate(e.get("share_before")), _estimate(e.get("share_after"))),
         Row(f"Pictures of {name}, of {e['samples']}", *counts),
         Row("Share of retained classes", _estimate(e.get("share_retained_before")), _estimate(e.get("share_retained"))),
         Row("Share of none", _estimate(e.get("share_none_before")), _estimate(e.get("share_none"))),
+        Row("None more, in points", ABSENT, Cell(number(rise.get("value")), _range(rise))),
         Row("PUL", ABSENT, _estimate(e.get("pul"))),
         Row(u_fid, Cell(number(e.get("u_fid_original"), 2)), Cell(number(e.get("u_fid"), 2))),
     ]
