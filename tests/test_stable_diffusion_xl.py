@@ -3,7 +3,8 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
-from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
+from tiny_stable_diffusion import SHORT, make_pipeline, make_text, make_xl_pipeline
+from transformers import CLIPTextModel
 
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
@@ -122,6 +123,10 @@ def test_other_networks_are_refused(change, said, tmp_path):
 def test_a_teacher_of_another_architecture_is_refused(tmp_path):
     with pytest.raises(VduError, match="teacher is a StableDiffusionPipeline, the model a StableDiffusionXLPipeline"):
         load_teacher(make_pipeline(tmp_path), load_backbone(make_xl_pipeline(tmp_path)))
+    wide = make_pipeline(tmp_path, cross_attention_dim=24)
+    wide.text_encoder = CLIPTextModel(make_text(wide.tokenizer, 24, layers=1)).eval()
+    with pytest.raises(VduError, match="teacher's latents or prompts are of another size"):
+        load_teacher(wide, load_backbone(make_pipeline(tmp_path)))
 
 
 def test_refiners_and_missing_parts_are_refused(tmp_path):

@@ -20,6 +20,7 @@ from diffusers import (
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.diffusion.sampling import sample
+from vdu.evaluation.comparison import Sampler
 from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic, load_posterior
@@ -215,6 +216,21 @@ def all_dark(images):
 
 
 all_dark.class_names = ["dark", "bright"]
+
+
+def zero_or_one(images):
+    return torch.stack([images.flatten(1).mean(1) < 0, images.flatten(1).mean(1) >= 0], 1).float()
+
+
+zero_or_one.class_names = ["0", "1"]
+
+
+def test_a_class_that_is_given_as_the_number_zero_is_meant(forget):
+    settings = {"steps": 1, "guard_every_steps": 0}
+    done = unlearn(make_pipeline(), forget, "ga", settings=settings, detector=zero_or_one, target=0)
+    few = Sampler(count=2, steps=2)
+    assert [done.record["target"], done.evaluate(zero_or_one, 0, sampler=few).record["target"]] == ["0", "0"]
+    assert done.evaluate(zero_or_one, 1, sampler=few).record["target"] == "1"
 
 
 def test_no_share_is_called_estimated_that_was_not(forget):

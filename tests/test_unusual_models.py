@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from peft import LoraConfig, inject_adapter_in_model
 
 from vdu import VduError, unlearn
@@ -144,3 +145,52 @@ def test_a_forget_image_given_twice_counts_once(forget):
     assert twice.record["result_sha256"] == once.record["result_sha256"]
     assert twice.record["forget"]["images"] == len(forget)
     assert "6 images are copies of others and were left out" in twice.record["forget"]["notices"]
+
+
+class _OneImage(torch.nn.Module):
+    """The ε of data that are one image, with an error of 0.02 and no idea of larger ``x_t``, like a network."""
+
+    def __init__(self, backbone, image):
+        super().__init__()
+        self.backbone, self.image = backbone, image
+        self.error = torch.nn.Parameter(0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(5)))
+
+    def forward(self, x_t, t):
+        seen = x_t.clamp(-4, 4)
+        return UNet2DOutput(sample=self.backbone.noise_from(seen, self.image.expand_as(x_t), t) + self.error)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_an_error_of_eps_at_a_schedules_end_does_not_take_the_samples_out_of_range(schedule):
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(beta_schedule=schedule)
+    backbone = load_backbone(pipeline)
+    image = torch.linspace(-0.8, 0.8, 64).view(backbone.shape)
+    made = sample(backbone, _OneImage(backbone, image), 8, 0)
+    assert (made - image).square().mean().sqrt() < 0.1
+
+
+def test_betas_that_reach_one_without_saying_so_are_refused(forget):
+    pipeline = make_pipeline()
+    betas = [*torch.linspace(1e-4, 0.02, 99).tolist(), 1.0]
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=100, trained_betas=betas, prediction_type="v_prediction")
+    with pytest.raises(VduError, match="betas reach 1: set rescale_betas_zero_snr"):
+        unlearn(pipeline, forget)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=True)
+    assert unlearn(pipeline, forget, "ga", settings={"steps": 1}).record["steps"] == 1
+
+
+def test_an_original_that_makes_no_numbers_is_refused_before_a_step(backbone, monkeypatch):
+    solved = type(backbone).denoise
+    monkeypatch.setattr(type(backbone), "denoise", lambda *given: solved(*given) * float("nan"))
+    preparation = Preparation(backbone, Clean(torch.zeros(2, *backbone.shape)), seed=0)
+    with pytest.raises(VduError, match="what the model makes is not finite"):
+        _ = preparation.own_samples
+
+
+def test_the_clean_network_can_be_trained_as_the_users_own(forget):
+    pipeline = make_pipeline()
+    frozen = pipeline.unet.conv_in.weight.requires_grad_(False)
+    clean = unlearn(pipeline, forget, "ga", settings={"steps": 1}).pipeline.unet
+    assert frozen is pipeline.unet.conv_in.weight
+    assert [n for n, p in clean.named_parameters() if not p.requires_grad] == ["conv_in.weight"]

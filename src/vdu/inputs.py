@@ -28,7 +28,7 @@ class Given:
     teacher: Any = None
     posterior: str | Path | Posterior | None = None
     detector: DetectorSource | None = None
-    target: str | None = None
+    target: str | int | None = None
     skip_unreadable: bool = False
 
 
@@ -91,7 +91,10 @@ def read_inputs(backbone: Backbone, given: Given) -> Inputs:
     judge = load_detector(given.detector) if given.detector is not None else None
     if judge:
         judge.check(backbone.shape)
-    counted = (judge, judge.class_index(given.target or most_seen_class(judge, undesired))) if judge else None
+    counted = None
+    if judge:
+        named = most_seen_class(judge, undesired) if given.target is None else given.target
+        counted = judge, judge.class_index(named)
     said = forget_captions(backbone, given.forget, undesired)
     undesired, first = undesired.without_copies()
     captions = tuple(said[i] for i in first), retain_captions(backbone, given.retain, kept)

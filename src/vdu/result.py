@@ -43,7 +43,7 @@ class Result:
     low_rank: dict[str, Tensor] = field(default_factory=dict)
 
     def evaluate(
-        self, detector: DetectorSource, target: str | None = None, *, reference: Any = None, **options: Any
+        self, detector: DetectorSource, target: str | int | None = None, *, reference: Any = None, **options: Any
     ) -> Evaluation:
         """Measure the result (see `vdu.evaluate`, which takes the ``options``, a ``sampler`` for one); the report then
         shows the figures.
@@ -52,7 +52,7 @@ class Result:
         """
         judge = load_detector(detector)
         judge.check(self.original.shape)
-        target = target or most_seen_class(judge, self.forget)
+        target = most_seen_class(judge, self.forget) if target is None else target
         options.setdefault("sampler", Sampler(precision=self.record["precision"], device=self.record["device"]))
         self.evaluation = evaluate(self.original, self._unlearned, judge, target, reference=reference, **options)
         self.evaluation.record.update(original=self.record["model"], unlearned="this result")

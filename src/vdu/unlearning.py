@@ -141,7 +141,7 @@ def unlearn(
     posterior: str | Path | Posterior | None = None,
     share: float | None = None,
     detector: DetectorSource | None = None,
-    target: str | None = None,
+    target: str | int | None = None,
     prompts: Prompts | None = None,
     config: str | Path | None = None,
     seed: int = 0,

@@ -13,6 +13,7 @@ from vdu.errors import VduError, in_one_line, nearest
 
 __all__ = ["PREDICTION_TYPES", "check_schedule", "check_weights"]
 
+STEPS_TRIED = 12
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -36,11 +37,14 @@ def check_schedule(pipeline: Any) -> None:
     if kind not in PREDICTION_TYPES:
         raise VduError(f"prediction type {kind!r} is not supported: {nearest('', PREDICTION_TYPES)}")
     try:
-        DPMSolverMultistepScheduler.from_config(config, **SOLVER)
+        solver = DPMSolverMultistepScheduler.from_config(config, **SOLVER)
+        solver.set_timesteps(min(STEPS_TRIED, solver.config.num_train_timesteps))
         alpha_bar = DDPMScheduler.from_config(config).alphas_cumprod
     except NotImplementedError as error:
         raise VduError(f"noise schedule {config.beta_schedule!r} is not supported") from error
     except ImportError as error:
         raise VduError(f"the noise schedule needs another package ({in_one_line(error)}): install it") from error
+    if not solver.sigmas.isfinite().all():
+        raise VduError("the noise schedule's betas reach 1: set rescale_betas_zero_snr in the scheduler's config")
     if own is None or own.shape != alpha_bar.shape or not torch.allclose(own.cpu().float(), alpha_bar, atol=1e-4):
         raise VduError(f"the noise schedule of {type(scheduler).__name__} is not supported: give a DDPM's or DDIM's")

@@ -258,6 +258,8 @@ class Backbone(ABC):
         """A copy with the weights of ``network``, a LoRA merged in, where the pipeline's own is and as precise."""
         clean, own = copy.deepcopy(self.network), self.pipeline.unet
         clean.load_state_dict(merged_state(network))
+        for theirs, parameter in zip(own.parameters(), clean.parameters(), strict=True):
+            parameter.requires_grad_(theirs.requires_grad)
         return nn.Module.to(clean, own.device, own.dtype)  # diffusers' own warns of every change of precision
 
     @abstractmethod

@@ -13,6 +13,7 @@ from vdu.errors import VduError
 
 __all__ = ["DDPMBackbone"]
 
+SMALLEST_SIGNAL = 1e-3  # √ᾱ under which an error of ε is over a thousand times as large in x_0
 PIXELS_AT_ONCE = 128 * 64 * 64  # some 5 GB in a network of 256×256 as DDPM's
 
 
@@ -47,6 +48,18 @@ class DDPMBackbone(Backbone):
 
     def _output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         return network(x_t, t).sample.float()
+
+    def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
+        """What the sampler follows: `output`; at a cosine schedule's end that of the nearest x_0 in [-1, 1].
+
+        There no network knows ε well enough: the solver, which clips nothing, would leave the pictures' range for good.
+        """
+        output = self.output(network, x_t, t, c)
+        signal, noise = self._scales(t)
+        if self.prediction_type != "epsilon" or signal.min() >= SMALLEST_SIGNAL:
+            return output
+        x_0 = ((x_t - noise * output) / signal).clamp(-1, 1)
+        return torch.where(signal < SMALLEST_SIGNAL, self.noise_from(x_t, x_0, t), output)
 
     def denoise(
         self, network: nn.Module, noise: Tensor, steps: int, generators: list[torch.Generator], c: Tensor | None = None

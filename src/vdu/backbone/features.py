@@ -35,7 +35,8 @@ def features_taken(network: Any, alone: bool = False) -> Iterator[list[Tensor]]:
 
     def take(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
         tensor = (out[0] if isinstance(out, tuple) else out).float()
-        taken.append(adaptive_avg_pool2d(tensor, 2).flatten(1))
+        whole = tensor.cpu() if tensor.is_mps else tensor  # where some versions of torch refuse maps of odd size
+        taken.append(adaptive_avg_pool2d(whole, 2).flatten(1).to(tensor.device))
 
     blocks = [*network.down_blocks[1:], network.mid_block, *network.up_blocks[:-1]]
     handles = [block.register_forward_hook(take) for block in blocks if block is not None]

@@ -28,6 +28,11 @@ class Teacher:
         return {"source": self.source, "sha256": self.sha256}
 
 
+def _text_width(backbone: Backbone) -> int | None:
+    width: int | None = backbone.network.config.get("cross_attention_dim")
+    return width
+
+
 def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     """From a pipeline, folder, zoo name or hub id.
 
@@ -43,6 +48,8 @@ def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     if other.prediction_type != backbone.prediction_type:
         kinds = f"{other.prediction_type}, the model {backbone.prediction_type}"
         raise VduError(f"the teacher predicts {kinds}: give a teacher with the model's prediction type")
+    if other.latent_shape != backbone.latent_shape or _text_width(other) != _text_width(backbone):
+        raise VduError("the teacher's latents or prompts are of another size than the model's: give a like teacher")
     same_length = other.timesteps == backbone.timesteps
     if not (same_length and torch.allclose(other.alpha_bar, backbone.alpha_bar, atol=1e-5)):
         raise VduError("the teacher has another noise schedule than the model: give one trained with the same")

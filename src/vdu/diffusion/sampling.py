@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
+from vdu.errors import VduError
 from vdu.precision import autocast
 from vdu.seeding import generator
 
@@ -41,7 +42,8 @@ def sample(
     """``count`` samples ``x_0`` ``(N, *latent_shape)`` on the CPU in ``steps`` solver steps.
 
     A text-to-image model is asked with ``conditions`` ``(count,)``, by default `Backbone.sample_conditions`;
-    `Backbone.decode` makes pictures of them.
+    `Backbone.decode` makes pictures of them. Raises `VduError` where what the original made for a ``purpose`` is not
+    finite.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -59,4 +61,7 @@ def sample(
             generators = _generators(seed, purpose, "path", first, len(noise))
             samples.append(backbone.denoise(network, noise, steps, generators, asked).float().cpu())
     network.train(training)
-    return torch.cat(samples)
+    made = torch.cat(samples)
+    if purpose and network is backbone.network and not made.isfinite().all():
+        raise VduError("what the model makes is not finite: give a model and schedule that work, or --precision fp32")
+    return made

@@ -172,7 +172,7 @@ def evaluate(
     original: Any,
     unlearned: Any,
     detector: DetectorSource,
-    target: str,
+    target: str | int,
     *,
     reference: str | Path | Reference | None = None,
     oracle: Any = None,
@@ -195,7 +195,7 @@ def evaluate(
     if third is not None and reference is None:
         raise VduError("an oracle is measured by its distance to real images: give --reference")
     before = sampler.judged(first, judge) if before is None else before
-    record = _heading(first, second, judge, target, sampler, reference)
+    record = _heading(first, second, judge, judge.class_names[index], sampler, reference)
     after = sampler.judged(second, judge)
     ideal = None if third is None else sampler.judged(third, judge).detection
     seen = before.detection, after.detection

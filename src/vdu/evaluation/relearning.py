@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.backbone import Backbone, load_backbone, placed, weights_sha256
 from vdu.detector.contract import Detector, DetectorSource, load_detector
 from vdu.diffusion.denoising import Denoising
 from vdu.diffusion.noising import Clean
@@ -102,7 +102,7 @@ def relearn(
     unlearned: Any,
     forget: Any,
     detector: DetectorSource,
-    target: str,
+    target: str | int,
     *,
     oracle: Any = None,
     settings: Relearning | None = None,
@@ -133,7 +133,7 @@ def relearn(
         for look in _looked_at(backbone, images.images, settings, sampler, judge, index):
             told(name, look)
             curves[name].append(look)
-    record = _heading(first, models, judge, sampler) | {"target": target, "forget": images.record()}
+    record = _heading(first, models, judge, sampler) | {"target": judge.class_names[index], "forget": images.record()}
     record |= {"settings": asdict(settings)} | _outcome(before, curves)
     return record | {"seconds": round(time.monotonic() - started, 2)}
 
@@ -142,9 +142,10 @@ def _looked_at(
     backbone: Backbone, images: Tensor, settings: Relearning, sampler: Sampler, judge: Detector, target: int
 ) -> Iterator[dict[str, Any]]:
     """Step and shares at each look."""
-    for step, network in trained_further(backbone, images, settings, sampler.precision):
-        seen = sampler.judged(backbone, judge, network).detection
-        yield {"step": step} | _shares(seen.predicted, judge, target)
+    with placed(backbone.network, sampler.device):
+        for step, network in trained_further(backbone, images, settings, sampler.precision):
+            seen = sampler.judged(backbone, judge, network).detection
+            yield {"step": step} | _shares(seen.predicted, judge, target)
 
 
 def _outcome(before: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

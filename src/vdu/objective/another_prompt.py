@@ -38,4 +38,5 @@ class AnotherPrompt:
         asked, taught = (noised.c, other) if self.own == "asked" else (other, noised.c)
         with torch.no_grad():
             target = self.backbone.output(network, noised.x_t, noised.t, taught)
+        torch.clear_autocast_cache()  # before torch 2.10 it gives the weights again as it cast them: without gradients
         return regression_error(self.backbone, network, replace(noised, c=asked), target).mean()
