@@ -11,6 +11,7 @@ from PIL import Image
 
 import vdu
 from vdu.cli.unlearning import _tell_outcome
+from vdu.loop import STATE_FILE
 from vdu.methods import METHODS, find_method
 from vdu.weights.checkpoint import write_tensors
 
@@ -49,21 +50,53 @@ def unlearn_short(monkeypatch, capsys, folder, *more):
 
 
 def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(capsys):
-    record = {"share": 0.05, "steps": 9, "seconds": 1.0, "stop_reason": "all steps taken", "best_step": 9, "guard": [0]}
-    _tell_outcome(record | {"share_source": "assumed"})
+    looks = [{"step": step, "forget_share": share} for step, share in ((0, 0.05), (9, 0.0))]
+    record = {"share": 0.05, "steps": 9, "seconds": 1.0, "stop_reason": "all steps taken", "best_step": 9}
+    record |= {"guard": looks, "share_source": "assumed"}
+    _tell_outcome(record, None)
     said = capsys.readouterr()
     assert "5.0% (assumed" in said.out
     assert "9 steps, 1 s: all steps taken" in said.out
+    assert said.out.endswith("in 5.0 % of the pictures before and in 0.0 % at step 9.\n")
     assert not said.err
     assert "words" not in said.out
-    _tell_outcome(record | {"share_source": "estimated", "words_found": ["in noto style"]})
+    _tell_outcome(record | {"share_source": "estimated", "words_found": ["in noto style"]}, None)
     assert "“in noto style”" in capsys.readouterr().out
-    _tell_outcome(record | {"share": None, "share_source": None, "best_step": 0})
+    _tell_outcome(record | {"share": None, "share_source": None, "best_step": 0}, None)
     said = capsys.readouterr()
-    assert "share" not in said.out
-    assert "NOTHING WAS FORGOTTEN" in said.err
-    _tell_outcome(record | {"share_source": None, "best_step": 0, "guard": []})
+    assert "share of what" not in said.out
+    assert said.out.endswith("so the result is the original: the model did NOT forget.\n")
+    _tell_outcome(record | {"share_source": None, "best_step": 0, "guard": []}, None)
     assert "where training begins" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_what_is_left(folder, monkeypatch, capsys):
+    def interrupted(**arguments):
+        if arguments["state_folder"]:
+            arguments["state_folder"].mkdir()
+            (arguments["state_folder"] / STATE_FILE).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vdu.unlearning.unlearn", interrupted)
+    for state, said in (((), "nothing was kept"), (("--state", folder / "state"), "goes on from the last step")):
+        code, _, err = unlearn_short(monkeypatch, capsys, folder, "--method", "ga", *state)
+        assert code == 130
+        assert "vdu: interrupted: " in err
+        assert said in err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("enforce fail at alloc_cpu.cpp:127"), torch.OutOfMemoryError("out of memory")]
+)
+def test_no_memory_left_is_one_line(error, folder, monkeypatch, capsys):
+    def large(**_):
+        raise error
+
+    monkeypatch.setattr("vdu.unlearning.unlearn", large)
+    code, _, err = unlearn_short(monkeypatch, capsys, folder, "--method", "ga")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("vdu: not enough memory: ask for less at once")
+    assert not (folder / "clean").exists()
 
 
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """Detectors of other libraries: real `transformers` classes with random weights, NudeNet where it is installed."""
 
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from vdu.detector.contract import Detection, Detector, load_detector
 from vdu.detector.nudity import nudity
 from vdu.evaluation.comparison import figures
 from vdu.evaluation.reference import Reference
+from vdu.hashing import files_sha256
 from vdu.images.image_set import to_bytes
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -238,3 +241,19 @@ def test_a_function_is_given_a_few_hundred_pictures_at_once_and_must_keep_to_its
         load_detector(judge)(torch.zeros(300, 1, 2, 2))
     assert given == [256, 44]
     assert load_detector(judge)(torch.zeros(300, 1, 2, 2)).predicted.shape == (300,)
+
+
+def test_a_function_is_known_by_the_file_that_it_is_written_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "def judge(images):\n    return images\n\njudge.class_names = ['a', 'b']\n"
+    (tmp_path / "written_here.py").write_text(text)
+    assert load_detector("written_here:judge").sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+    class Judge:
+        class_names = ("a", "b")
+
+        def __call__(self, images):
+            return images
+
+    assert load_detector(Judge()).sha256 == files_sha256([Path(__file__)])

@@ -1,5 +1,6 @@
 """Forget images from folders, files, tensors and rows; what cannot be read or does not fit is refused."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -140,3 +141,9 @@ def test_rows_are_turned_upright_and_an_orientation_that_cannot_be_read_is_none(
 
 def _unreadable():
     raise struct.error("unpack requires a buffer of 4 bytes")
+
+
+def test_a_pipe_that_is_called_like_a_picture_is_not_read(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert len(load_image_set(tmp_path, (1, 8, 8)).images) == 1

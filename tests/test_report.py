@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from vdu.report.figures import figure_rows, number, percent
 from vdu.report.model_card import write_model_card
-from vdu.report.page import figure_rows, number, percent, verdict, write_report
+from vdu.report.page import write_report
+from vdu.report.verdict import cautions, verdict
 
 SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
 
@@ -76,6 +78,7 @@ def evaluation() -> dict[str, Any]:
         "pul": {"value": 98.4, "low": 97.0, "high": 99.3},
         "count_before": 242,
         "count_after": 4,
+        "became": {"still it": 4, "another class": 230, "none": 8},
         "share_before": _interval(12.1),
         "share_after": {"value": 0.2, "low": 0.1, "high": 0.5},
         "share_none_before": _interval(2.1),
@@ -156,6 +159,28 @@ def test_a_rise_of_none_that_may_be_chance_is_told_and_is_no_verdict(
     assert verdict(unlearning, evaluation | rise).endswith(told)
     small = {"share_none": _interval(5.0), "share_none_rise": {"value": 2.9, "low": 0.2, "high": 5.6}}
     assert "no class" not in verdict(unlearning, evaluation | small)
+
+
+def test_what_makes_figures_hard_to_believe_is_said(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    assert cautions(unlearning, None) == cautions(unlearning, evaluation) == []
+    (blind,) = cautions(unlearning, evaluation | {"share_none_before": _interval(54.0)})
+    assert blind.startswith("The detector sees no class in 54.0 % of the original's own pictures")
+    (lost,) = cautions(unlearning, evaluation | {"became": {"still it": 0, "another class": 5, "none": 7}})
+    assert lost.startswith("Of the original's 12 pictures of the class 7 became pictures of no class")
+    estimated = unlearning | {"share": 0.01, "share_source": "estimated"}
+    seen = {"share_before": {"value": 25.0, "low": 19.5, "high": 31.4}}
+    (share,) = cautions(estimated, evaluation | seen)
+    assert "took 1.0 % of the original's pictures for undesired" in share
+    assert "25.0 % (19.5 to 31.4)" in share
+    assert "--share 0.25" in share
+    for other in ({"share": 0.1}, {"share_source": "given"}, {"prompts": {"forget": ["x"]}}):
+        assert cautions(estimated | other, evaluation | seen) == []
+
+
+def test_a_verdict_says_why_there_is_no_distance(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    none = {"u_fid": None, "u_fid_original": None, "distances_missing": "no reference was given"}
+    said = "u-FID was not measured: no reference was given (pictures of no class: 2.1 % before, 2.3 % after)"
+    assert said in verdict(unlearning, evaluation | none)
 
 
 def test_a_verdict_says_when_the_two_distances_disagree(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:

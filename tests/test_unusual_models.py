@@ -194,3 +194,9 @@ def test_the_clean_network_can_be_trained_as_the_users_own(forget):
     clean = unlearn(pipeline, forget, "ga", settings={"steps": 1}).pipeline.unet
     assert frozen is pipeline.unet.conv_in.weight
     assert [n for n, p in clean.named_parameters() if not p.requires_grad] == ["conv_in.weight"]
+
+
+def test_weights_that_are_a_pickle_are_not_read(tmp_path, forget):
+    make_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(VduError, match=r"unet has its weights as \.bin, which may hold code and is not read"):
+        unlearn(tmp_path, forget)

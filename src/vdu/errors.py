@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["VduError", "in_one_line", "nearest"]
+__all__ = ["VduError", "in_one_line", "nearest", "out_of_memory"]
 
 MOST_CHARACTERS = 200
+REFUSED = ("out of memory", "alloc", "memory object")  # what torch says of an allocation that it was not given
 
 
 class VduError(Exception):
@@ -25,3 +26,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def in_one_line(error: Exception) -> str:
     """The start of what another library's error says, for the end of one of ours."""
     return " ".join(str(error).split())[:MOST_CHARACTERS]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` is of memory that was not there, on whatever device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in REFUSED)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -9,9 +11,11 @@ __all__ = ["quiet"]
 
 
 def quiet() -> None:
-    """Let diffusers and transformers speak of errors only."""
+    """Let diffusers, transformers and the hub's client raise what is wrong, and say nothing beside it."""
+    for name in ("diffusers", "transformers", "huggingface_hub"):
+        if find_spec(name):
+            import_module(f"{name}.utils.logging").set_verbosity(logging.CRITICAL)
+            warnings.filterwarnings("ignore", module=name)
     for name in ("diffusers", "transformers"):
         if find_spec(name):
-            logging = import_module(f"{name}.utils.logging")
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
+            import_module(f"{name}.utils.logging").disable_progress_bar()

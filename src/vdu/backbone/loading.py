@@ -56,6 +56,13 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and not plain else None
 
 
+def _refuse_pickle(folder: Path) -> None:
+    """Raises `VduError` for a part of a pipeline in ``folder`` whose weights are there as pickle only."""
+    for part in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
+            raise VduError(f"{part} has its weights as .bin, which may hold code and is not read: save as safetensors")
+
+
 def _read_pipeline(name: str, config: Path | None) -> Any:
     zoo = named_model(name)
     path = str(zoo.pipeline) if zoo else name
@@ -63,6 +70,7 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
         return read_single_file(Path(path), config)
     if config is not None:
         raise VduError(f"--config goes with a single-file checkpoint only, and {path} is none: leave it out")
+    _refuse_pickle(Path(path))
     try:
         name = _class_name(path)
         _refuse_unsupported(name)

@@ -36,7 +36,7 @@ from vdu.bench.memory_modes import (
     write_model,
 )
 from vdu.bench.peak_memory import held_peak, peak_bytes
-from vdu.errors import VduError, nearest
+from vdu.errors import VduError, nearest, out_of_memory
 from vdu.loop import run_loop
 from vdu.output import require_space
 from vdu.provenance import made_by
@@ -48,7 +48,6 @@ __all__ = ["run_memory"]
 LEFT_TO_OTHERS = 2 * 10**9
 GB = 10**9
 ROUNDS = 3
-REFUSED = ("memory", "alloc")  # what torch says of an allocation that it was not given
 BYTES_IN_FILES = 6  # of each parameter: its weight in float32, its variance in bfloat16
 
 
@@ -91,7 +90,7 @@ def _measure(mode: Mode, folder: Path, budget: int | None) -> Measured:
             objective = make_objective(mode, backbone, network, folder)
             run_loop(network, objective, settings, None, precision=mode.precision, on_step=mark)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(said in str(error) for said in REFUSED):
+        if not out_of_memory(error):
             raise
         return Measured(f"does not fit: more than the {(budget or 0) / GB:.1f} GB that may be used")
     return Measured("measured", held[0], peak_bytes(), median(b - a for a, b in pairwise(finished)))

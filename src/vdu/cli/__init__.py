@@ -10,7 +10,7 @@ import typer
 from vdu import __version__
 from vdu.cli import bench, data, delta, evaluation, methods, posterior, relearning, sampling, unlearning, words, zoo
 from vdu.cli.options import make_app
-from vdu.errors import VduError
+from vdu.errors import VduError, in_one_line, out_of_memory
 
 __all__ = ["app", "main"]
 
@@ -56,6 +56,10 @@ def main() -> None:
         sys.stderr.write(f"vdu: {error.strerror or error}: {error.filename or 'no file named'}\n")
         sys.exit(2)
     except Exception as error:
+        if out_of_memory(error):
+            advice = "ask for less at once (batch_size, own_samples, samples; `parameters`, `gradient_checkpointing`)"
+            sys.stderr.write(f"vdu: not enough memory: {advice}: {in_one_line(error)}\n")
+            sys.exit(2)
         _refuse_usage(error)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -29,7 +29,7 @@ __all__ = ["evaluate", "print_evaluation", "shipped_judge"]
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    from vdu.report.page import figure_rows
+    from vdu.report.figures import figure_rows
 
     typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
     for row in figure_rows(evaluation.record):

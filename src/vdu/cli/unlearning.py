@@ -34,6 +34,7 @@ __all__ = ["parse_settings", "unlearn_command"]
 Share = Annotated[float | None, typer.Option(help="undesired share of what the model makes unasked; default: estimate")]
 Target = Annotated[str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")]
 
+STATE_HELP = "folder for the run's state: the same command goes on from its last step (what comes before is made again)"
 RESULT_SIZES_OF_MODEL = 2  # the new pipeline, and the report with room to spare
 
 
@@ -111,8 +112,21 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
 
     try:
         return unlearn(on_stage=on_stage, on_step=on_step, **arguments)
+    except KeyboardInterrupt:
+        bar.stop()
+        typer.echo(f"vdu: interrupted: {_what_is_left(arguments['state_folder'])}", err=True)
+        raise
     finally:
         bar.stop()
+
+
+def _what_is_left(state: Path | None) -> str:
+    from vdu.loop import STATE_FILE
+
+    if state is None:
+        return "nothing was kept (with --state FOLDER a run can be gone on with)"
+    kept = (state / STATE_FILE).exists()
+    return f"the same command goes on from the last step in {state}" if kept else f"no step was kept in {state} yet"
 
 
 def unlearn_command(
@@ -150,7 +164,7 @@ def unlearn_command(
     device: DeviceOption = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="go on without broken images")] = False,
     overwrite: Overwrite = False,
-    state: Annotated[Path | None, typer.Option(help="folder for the run's state; run again to resume")] = None,
+    state: Annotated[Path | None, typer.Option(help=STATE_HELP)] = None,
 ) -> None:
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
     from vdu.methods import find_method, make_settings
@@ -199,12 +213,14 @@ def unlearn_command(
         typer.echo(f"the result could not be measured; it is in {out}, without figures", err=True)
         raise
     result.save(out, overwrite=overwrite, form=save)
-    _tell_outcome(result.record)
-    typer.echo(f"clean {save}: {out}   report: {out / 'report.html'}")
+    _tell_outcome(result.record, result.evaluation.record if result.evaluation else None)
+    typer.echo(f"\n{save}: {out}   report: {out / 'report.html'}")
 
 
-def _tell_outcome(record: dict[str, Any]) -> None:
-    """How the run ended, and on what share of the original's images it went."""
+def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+    """How the run ended, on what share of the original's images it went, and the verdict."""
+    from vdu.report.verdict import cautions, verdict
+
     source = record["share_source"]
     if source:
         known = "assumed: one image cannot say; --share sets it" if source == "assumed" else source
@@ -213,10 +229,10 @@ def _tell_outcome(record: dict[str, Any]) -> None:
     if record.get("words_found"):
         typer.echo(f"words that bring it, told by what is made of prompts: {quoted_prompts(record['words_found'])}")
     typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
-    if not record["best_step"] and record["guard"]:
-        typer.echo("NOTHING WAS FORGOTTEN: the guard accepted no step, and what is written is the original", err=True)
-    elif not record["best_step"]:
+    if not record["best_step"] and not record["guard"]:
         typer.echo("NO STEP WAS TAKEN: what is written is where training begins", err=True)
+    for said in (*cautions(record, evaluation), verdict(record, evaluation)):
+        typer.echo(f"\n{said}")
 
 
 def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:

@@ -8,6 +8,7 @@ that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import math
 import sys
@@ -171,6 +172,16 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
         raise VduError(f"{spec} failed on {len(images)} images ({said})") from error
 
 
+def _source_sha256(function: Function) -> str:
+    """Of the file that a function, or the class of a callable, is written in; what that imports is not hashed."""
+    written = function if inspect.isroutine(function) else type(function)
+    try:
+        path = inspect.getsourcefile(written)
+    except TypeError:  # built in
+        path = None
+    return files_sha256([Path(path)]) if path and Path(path).is_file() else "not hashed: no source file"
+
+
 def _from_function(function: Function, spec: str) -> Detector:
     given = getattr(function, "class_names", ())
     names = tuple(str(n) for n in given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
@@ -191,7 +202,7 @@ def _from_function(function: Function, spec: str) -> Detector:
             raise VduError(f"{spec} returned features for some of the images: return them always or never")
         return torch.cat([p for p, _ in answers]), torch.cat(features) if features else None
 
-    return Detector(spec, "function", names, threshold, judge)
+    return Detector(spec, _source_sha256(function), names, threshold, judge)
 
 
 def load_detector(source: DetectorSource) -> Detector:

@@ -89,6 +89,13 @@ def _share(flags: Tensor) -> dict[str, float | None]:
     return asdict(metrics.share_interval(flags))
 
 
+def _became(after: Tensor, target: int, rejects: bool) -> dict[str, int]:
+    """How many of the pictures that showed the target still do, show another class, or none."""
+    still, none = int((after == target).sum()), int((after < 0).sum())
+    counts = {"still it": still, "another class": len(after) - still - none}
+    return counts | {"none": none} if rejects else counts
+
+
 def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rejects: bool) -> dict[str, Any]:
     """PUL, shares, shift: from class indices ``(N,)`` of paired samples; "none" only where the detector can say so."""
     nothing = asdict(metrics.Interval(None, None, None))
@@ -98,6 +105,7 @@ def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rej
         "pul": asdict(metrics.pul(before == target, after == target)),
         "count_before": int((before == target).sum()),
         "count_after": int((after == target).sum()),
+        "became": _became(after[before == target], target, rejects),
         "share_before": _share(before == target),
         "share_after": _share(after == target),
         "share_none_before": _share(before < 0) if rejects else nothing,
@@ -127,23 +135,34 @@ def _distances(samples: metrics.Features, real: metrics.Features, drawn: metrics
     return dict(zip(DISTANCES, found, strict=True))
 
 
+def _distances_missing(sets: list[Tensor], wanted: int, count: int, reference: Reference | None) -> str | None:
+    """Why the first ``count`` features of each model are not compared with real ones; None where they are."""
+    if reference is None:
+        return "no reference was given"
+    if len(sets) < wanted:
+        return "the detector gives no features"
+    if count < metrics.FEWEST_SAMPLES:
+        return f"only {count} samples are not of the class, {metrics.FEWEST_SAMPLES} are needed"
+    finite = all(bool(kept[:count].isfinite().all()) for kept in sets)
+    return None if finite else "the features of some samples are not finite"
+
+
 def _feature_figures(
     before: Detection, after: Detection, oracle: Detection | None, reference: Reference | None, target: int
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """u-FID, KID, precision, recall of what is not of the target, original and unlearned alike; the oracle's u-FID.
 
     The Fréchet distance of few samples is too large, so all are measured on the first ``u_fid_samples`` retained ones,
-    as many as the model with the fewest has.
+    as many as the model with the fewest has. ``distances_missing`` says why there are none.
     """
     names = (*DISTANCES, *(f"{name}_original" for name in DISTANCES), "u_fid_oracle", "u_fid_samples")
-    figures: dict[str, float | None] = dict.fromkeys(names)
+    figures: dict[str, Any] = dict.fromkeys((*names, "distances_missing"))
     seen = [after, before] if oracle is None else [after, before, oracle]
     sets = [kept for detection in seen if (kept := _retained(detection, target)) is not None]
     count = min((len(kept) for kept in sets), default=0)
-    if reference is None or len(sets) < len(seen) or count < metrics.FEWEST_SAMPLES:
-        return figures
-    if not all(bool(kept[:count].isfinite().all()) for kept in sets):  # of a model that makes NaN
-        return figures
+    missing = _distances_missing(sets, len(seen), count, reference)
+    if missing or reference is None:
+        return figures | {"distances_missing": missing}
     real = metrics.Features(reference.retained(target))
     first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
     figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}

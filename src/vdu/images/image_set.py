@@ -138,7 +138,7 @@ def _open(path: Path) -> tuple[Image.Image, int]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below ``folder``, through symbolic links, without hidden ones and those of hidden folders."""
+    """All files below ``folder``, also broken links, without hidden ones and those of hidden folders."""
     seen: set[Path] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = Path(place).resolve()
@@ -147,7 +147,8 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+        files = (Path(place) / name for name in names if not name.startswith("."))
+        yield from (file for file in files if file.is_file() or not file.exists())  # no pipe, which would never end
 
 
 def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vdu.prompts import quoted_prompts
-from vdu.report.page import Cell, figure_rows, settings_rows, verdict
+from vdu.report.figures import Cell, figure_rows
+from vdu.report.page import settings_rows
+from vdu.report.verdict import cautions, verdict
 
 __all__ = ["write_model_card"]
 
@@ -116,7 +118,7 @@ def write_model_card(
     parts = [
         _front_matter(str(unlearning["model"]), bool(unlearning.get("prompts"))),
         f"# {_text(unlearning['model'])}, unlearned",
-        _text(verdict(unlearning, evaluation)),
+        *(_text(said) for said in (verdict(unlearning, evaluation), *cautions(unlearning, evaluation))),
         f"Made with vdu, Variational Diffusion Unlearning (arXiv 2510.04058). {USE[form]}",
         f"## Figures\n\n{_figures(evaluation)}",
         f"## Settings\n\n{_asked(unlearning)}",
