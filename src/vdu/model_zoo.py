@@ -30,14 +30,33 @@ ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """Paths of one shipped model; ``images``: where the user has those of its corpus, by class, if not shipped."""
+    """Paths of one shipped model, or of a user's own that is laid out alike.
+
+    ``images``: where the user has those of its corpus, by class, if not shipped. ``detector``: what judges it in place
+    of classifier/.
+    """
 
     folder: Path
     images: Path | None = None
+    detector: str | None = None
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def shipped(self) -> bool:
+        return self.folder.parent == ZOO
+
+    @property
+    def source(self) -> str:
+        """What `vdu.unlearn` knows it by."""
+        return self.name if self.shipped else str(self.pipeline)
+
+    @property
+    def judge(self) -> str | Path:
+        """What `vdu.detector` loads for it."""
+        return self.detector or self.classifier
 
     @property
     def pipeline(self) -> Path:
@@ -94,6 +113,10 @@ class ZooModel:
 
     @property
     def _names_by_domain(self) -> list[list[str]]:
+        if not self.shipped:
+            from vdu.detector.contract import load_detector
+
+            return [list(load_detector(self.judge).class_names)]
         folders = self.concept_classifiers.values() or [self.classifier]
         return [json.loads((folder / "config.json").read_text())["class_names"] for folder in folders]
 

@@ -17,7 +17,8 @@ from vdu.device import resolve_device
 from vdu.evaluation.comparison import Evaluation, Sampler, Seen, evaluate
 from vdu.evaluation.reference import load_reference
 from vdu.images.grids import before_after, thumbnails
-from vdu.posterior import from_checkpoints
+from vdu.methods import find_method
+from vdu.posterior import Posterior, from_checkpoints
 from vdu.result import Result
 from vdu.unlearning import unlearn
 
@@ -42,17 +43,20 @@ class ClassRuns:
     def __init__(self, suite: Suite) -> None:
         self.suite, self.zoo = suite, zoo_model(suite)
         self.original = load_backbone(self.zoo.pipeline)
-        self.detector = load_detector(self.zoo.classifier)
-        self.reference = load_reference(self.zoo.reference, self.detector, self.original.shape)
+        self.detector = load_detector(self.zoo.judge)
+        real = suite.reference or self.zoo.shipped_reference
+        self.reference = load_reference(real, self.detector, self.original.shape) if real else None
         self._before: dict[int, Seen] = {}
 
     def unlearn(self, run: Run, images: list[Path], retain: list[Path] | None) -> Result:
         """From images alone, and the posterior that the arm asks for."""
-        arm, posterior = run.arm, None
+        arm = run.arm
+        posterior: Path | Posterior | None
+        posterior = self.zoo.shipped_posterior if "posterior" in find_method(arm.method).settings.needs else None
         if arm.checkpoints:
             posterior = from_checkpoints(self.original, self.suite.last_checkpoints(arm.checkpoints))
         return unlearn(
-            self.zoo.name,
+            self.zoo.source,
             images,
             arm.method,
             retain=retain,

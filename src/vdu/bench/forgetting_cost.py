@@ -108,7 +108,7 @@ def measure_cost(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
     ``step`` is None where 95 % is never reached, ``ended`` says why; ``pul`` is that of the last sound look, None
     without one; ``memory_mb`` is None where the system does not tell. Raises `VduError` where nothing can go.
     """
-    detector = load_detector(zoo_model(suite).classifier)
+    detector = load_detector(zoo_model(suite).judge)
     request = _request(suite, run, detector)
     backbone, values = request.backbone, request.values
     known, started = forget_peak(), time.process_time()

@@ -60,8 +60,8 @@ class Made:
 
 def _source(zoo: ZooModel, record: dict[str, Any], target: str) -> dict[str, Any]:
     """The record without its steps, and with names in place of paths: ``own:`` where the images are the user's."""
-    whose = "zoo" if zoo.images is None else "own"
-    record = {key: value for key, value in record.items() if key != "history"}
+    whose = "zoo" if zoo.images is None and zoo.shipped else "own"
+    record = {key: value for key, value in record.items() if key != "history"} | {"model": zoo.name}
     for key, said in (("forget", target), ("retain", f"without {target}")):
         if record[key]:
             between = "/" if key == "forget" else " "

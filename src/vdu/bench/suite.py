@@ -82,8 +82,10 @@ class ConceptPlan(BaseModel):
 
 
 class Suite(BaseModel):
-    """What to run. ``model`` is a zoo name; ``forget`` a folder of images by class where it ships none;
-    ``checkpoints`` a folder of its training run's, for arms that ask for some.
+    """What to run. ``model`` is a zoo name, or a folder that is laid out as those are (`vdu.model_zoo`), of which
+    pipeline/ and forget/ are enough with a ``detector`` of its own and a folder of real images as ``reference``.
+    ``forget``: a folder of images by class where the model has none; ``checkpoints``: one of its training run's, for
+    arms that ask for some.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,6 +97,8 @@ class Suite(BaseModel):
     concept: ConceptPlan | None = None
     sampler_steps: int = Field(ge=1)
     methods: Annotated[dict[str, Arm], Field(min_length=1)]
+    detector: str | None = None
+    reference: Path | None = None
     forget: Path | None = None
     checkpoints: Path | None = None
 
@@ -215,7 +219,7 @@ def require_inputs(suite: Suite) -> None:
 
 def _require_retained(suite: Suite, zoo: ZooModel) -> None:
     """Of the user's own images, methods that see images to keep need those of every other class."""
-    if zoo.images is None or not _takes_retained(suite):
+    if (zoo.images is None and zoo.shipped) or not _takes_retained(suite):
         return
     for name in zoo.class_names:
         if not any(zoo.forget(name).glob("*.png")):
@@ -228,7 +232,7 @@ def _takes_retained(suite: Suite) -> bool:
 
 def _require_readable(suite: Suite, zoo: ZooModel) -> None:
     """Of the user's own images; shipped ones are known to be whole."""
-    if zoo.images is None:
+    if zoo.images is None and zoo.shipped:
         return
     from vdu.backbone import load_backbone
     from vdu.images.image_set import load_image_set
@@ -252,18 +256,23 @@ def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
 
 def _where(zoo: ZooModel, class_name: str) -> str:
     """How to come by forget images."""
-    if zoo.images is not None:
+    if zoo.images is not None or not zoo.shipped:
         return f"there is no PNG file in {zoo.forget(class_name)}"
     every_class = zoo.forget_images.replace(" --class NAME", "")
     return f"they are {every_class}; then give --forget FORGET"
 
 
 def zoo_model(suite: Suite) -> ZooModel:
-    """The shipped model that the suite is about, with the suite's images. Raises `VduError` where there is none."""
-    zoo = find_zoo_model(suite.model)
-    if zoo is None:
-        raise VduError(f"suite {suite.name} needs the zoo model {suite.model!r}, which is not shipped")
-    return replace(zoo, images=suite.forget)
+    """The model that the suite is about, with the suite's images. Raises `VduError` where there is none."""
+    zoo, own = find_zoo_model(suite.model), ZooModel(Path(suite.model))
+    if zoo is None and not own.pipeline.is_dir():
+        wanted = "give a name of `vdu zoo list`, or a folder with the model in pipeline/ and forget images in forget/"
+        raise VduError(f"suite {suite.name} needs the model {suite.model!r}, which is not there: {wanted}")
+    if zoo is not None and (suite.detector or suite.reference):
+        raise VduError(f"suite {suite.name}: {zoo.name} brings its own detector and reference: leave them out")
+    if zoo is None and suite.detector is None and not own.classifier.is_dir():
+        raise VduError(f"suite {suite.name}: {own.folder} has no classifier/: give detector in the suite")
+    return replace(zoo or own, images=suite.forget, detector=suite.detector)
 
 
 def given_images(suite: Suite, run: Run) -> tuple[list[Path], list[Path] | None]:

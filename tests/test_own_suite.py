@@ -1,0 +1,80 @@
+"""A suite about a model of one's own: its folder, a judge, real images."""
+
+import json
+
+import pytest
+from conftest import run_vdu, runs_in_this_process  # noqa: F401 -- a fixture
+from PIL import Image
+from test_cli import brightness, make_workplace  # noqa: F401 -- the suite names it
+
+from vdu.bench.suite import read_suite
+from vdu.errors import VduError
+
+SUITE = """
+model = "MODEL"
+detector = "test_own_suite:brightness"
+targets = ["bright"]
+seeds = [0]
+samples = 100
+sampler_steps = 2
+
+[methods.short]
+method = "ga"
+settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
+
+[methods.kept]
+method = "finetune"
+settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
+
+[methods.paper]
+method = "vdu-paper"
+settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """The file of a suite about a tiny model whose folder holds what it must."""
+    (tmp_path / "own").mkdir()
+    place = make_workplace(tmp_path / "own")
+    (place / "model").rename(place / "pipeline")
+    (place / "forget").mkdir()
+    (place / "bad").rename(place / "forget" / "bright")
+    (place / "forget" / "dark").mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 10 * i).save(place / "forget" / "dark" / f"{i}.png")
+    file = tmp_path / "mine.toml"
+    file.write_text(SUITE.replace("MODEL", str(place)))
+    return file
+
+
+@pytest.mark.usefixtures("runs_in_this_process", "few_samples")
+def test_methods_are_compared_on_a_model_of_ones_own(suite, tmp_path, monkeypatch, capsys):
+    code, _, err = run_vdu(monkeypatch, capsys, "bench", "run", suite, "--results", tmp_path / "results")
+    assert code == 0, err
+    files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results" / "mine").glob("*.json")}
+    assert [files[f"{name}-bright-0.json"]["status"] for name in ("short", "kept", "paper")] == [
+        "done",
+        "done",
+        "refused",
+    ]
+    made = files["kept-bright-0.json"]
+    assert made["unlearning"]["model"] == "own"
+    assert made["unlearning"]["forget"]["source"] == "own:own/forget/bright"
+    assert made["unlearning"]["retain"]["images"] == 4
+    assert made["evaluation"]["class_names"] == ["dark", "bright"]
+    assert made["evaluation"]["distances_missing"] == "no reference was given"
+    assert str(tmp_path) not in json.dumps(made["unlearning"])
+
+
+def test_what_a_suite_of_ones_own_lacks_is_said(suite, tmp_path):
+    text = suite.read_text()
+    for change, said in (
+        ((str(tmp_path / "own"), "mnits"), "needs the model 'mnits', which is not there"),
+        (('detector = "test_own_suite:brightness"\n', ""), "has no classifier/: give detector"),
+        ((str(tmp_path / "own"), "mnist"), "mnist brings its own detector and reference"),
+        (('["bright"]', '["brite"]'), "own knows no class 'brite': did you mean 'bright'"),
+    ):
+        suite.write_text(text.replace(*change))
+        with pytest.raises(VduError, match=said):
+            read_suite(str(suite))
