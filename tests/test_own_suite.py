@@ -1,4 +1,4 @@
-"""A suite about a model of one's own: its folder, a judge, real images."""
+"""A suite about a model of one's own, its folder and judge, and with a method of one's own."""
 
 import json
 
@@ -9,7 +9,21 @@ from test_cli import brightness, make_workplace  # noqa: F401 -- the suite names
 
 from vdu.bench.suite import read_suite
 from vdu.errors import VduError
+from vdu.methods import find_method
+from vdu.objective.contract import Method, MethodSettings, Objective, Positive
+from vdu.objective.plasticity import Ascent
 
+
+class Settings(MethodSettings):
+    push: Positive = 1.0
+
+
+def build(settings, preparation, network):
+    ascent = Ascent(preparation.backbone, preparation.forget)
+    return Objective(0.0, lambda *given: settings.push * ascent(*given))
+
+
+METHOD = Method("mine", Settings, build)
 SUITE = """
 model = "MODEL"
 detector = "test_own_suite:brightness"
@@ -25,6 +39,10 @@ settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
 [methods.kept]
 method = "finetune"
 settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
+
+[methods.mine]
+method = "test_own_suite:METHOD"
+settings = { steps = 1, batch_size = 2, guard_every_steps = 0, push = 0.5 }
 
 [methods.paper]
 method = "vdu-paper"
@@ -78,3 +96,10 @@ def test_what_a_suite_of_ones_own_lacks_is_said(suite, tmp_path):
         suite.write_text(text.replace(*change))
         with pytest.raises(VduError, match=said):
             read_suite(str(suite))
+
+
+def test_a_method_of_ones_own_is_named_by_its_module():
+    assert find_method("test_own_suite:METHOD").name == "mine"
+    for name in ("test_own_suite:SUITE", "test_own_suite:NONE", ":METHOD", "nowhere_at_all:METHOD"):
+        with pytest.raises(VduError, match="give an importable module:METHOD"):
+            find_method(name)

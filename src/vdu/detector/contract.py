@@ -7,11 +7,9 @@ that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from vdu.detector.classifier import load_classifier, predict
 from vdu.errors import VduError, in_one_line, nearest
 from vdu.hashing import files_sha256
 from vdu.images.image_set import ImageSet, to_bytes
+from vdu.named_object import named_object
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -133,21 +132,6 @@ def _from_transformers(folder: Path) -> Detector:
     return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
 
 
-def _named_function(spec: str) -> Function:
-    """An importable one, or one of a file in the working folder, which a console script does not look into."""
-    module_name, _, function_name = spec.partition(":")
-    wanted = f"no Python function {spec}: give an importable module:function"
-    if not module_name or module_name.startswith("."):
-        raise VduError(wanted)
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        function: Function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the user's own file may fail in any way while it is imported
-        raise VduError(f"{wanted} ({type(error).__name__}: {in_one_line(error)})") from error
-    return function
-
-
 def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[Tensor, Tensor | None]:
     """Probabilities and features of a user's function. Raises `VduError` for anything else."""
     probabilities, features = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
@@ -227,7 +211,8 @@ def load_detector(source: DetectorSource) -> Detector:
 
         return load_nudenet()
     if ":" in str(source):
-        return _from_function(_named_function(str(source)), str(source))
+        wanted = f"no Python function {source}: give an importable module:function"
+        return _from_function(named_object(str(source), wanted), str(source))
     raise VduError(f"no detector {source}: give a classifier folder, a .json file, nudenet or module:function")
 
 

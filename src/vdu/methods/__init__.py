@@ -1,4 +1,7 @@
-"""Every method by name. A new method is one file here with settings and `build`, and one line below."""
+"""Every method by name. A new method is one file here with settings and `build`, and one line below.
+
+One of a user's own needs neither: `find_method` takes it as ``module:METHOD``.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from vdu.methods import (
     vdu_paper,
     vdu_quick,
 )
+from vdu.named_object import named_object
 from vdu.objective.contract import Method, MethodSettings
 from vdu.weights.parameters import LORA
 
@@ -54,7 +58,15 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name. Raises `VduError` with the nearest names for an unknown one."""
+    """The method of that name, or a `Method` of one's own, named ``module:METHOD``.
+
+    Raises `VduError` with the nearest names for an unknown one.
+    """
+    if ":" in name:
+        wanted = f"no method {name}: give an importable module:METHOD, a vdu.objective.contract.Method"
+        if not isinstance(method := named_object(name, wanted), Method):
+            raise VduError(wanted)
+        return method
     if name not in METHODS:
         raise VduError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     return METHODS[name]
