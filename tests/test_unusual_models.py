@@ -148,26 +148,43 @@ def test_a_forget_image_given_twice_counts_once(forget):
 
 
 class _OneImage(torch.nn.Module):
-    """The ε of data that are one image, with an error of 0.02 and no idea of larger ``x_t``, like a network."""
+    """The ε of data that are one image, with an ``error`` and no idea of larger ``x_t``, like a network."""
 
-    def __init__(self, backbone, image):
+    def __init__(self, backbone, image, error):
         super().__init__()
         self.backbone, self.image = backbone, image
-        self.error = torch.nn.Parameter(0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(5)))
+        self.error = torch.nn.Parameter(error * torch.randn(image.shape, generator=torch.Generator().manual_seed(5)))
 
     def forward(self, x_t, t):
         seen = x_t.clamp(-4, 4)
         return UNet2DOutput(sample=self.backbone.noise_from(seen, self.image.expand_as(x_t), t) + self.error)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-def test_an_error_of_eps_at_a_schedules_end_does_not_take_the_samples_out_of_range(schedule):
+@pytest.mark.parametrize(("schedule", "error"), [("linear", 0.02), ("squaredcos_cap_v2", 0.02)])
+def test_an_error_of_eps_does_not_take_the_samples_out_of_all_range(schedule, error):
     pipeline = make_pipeline()
     pipeline.scheduler = DDPMScheduler(beta_schedule=schedule)
     backbone = load_backbone(pipeline)
     image = torch.linspace(-0.8, 0.8, 64).view(backbone.shape)
-    made = sample(backbone, _OneImage(backbone, image), 8, 0)
-    assert (made - image).square().mean().sqrt() < 0.1
+    made = sample(backbone, _OneImage(backbone, image, error), 8, 0)
+    assert (made - image).square().mean().sqrt() < 0.2
+
+
+def test_an_eps_that_is_surely_wrong_is_that_of_the_nearest_picture():
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler()
+    backbone = load_backbone(pipeline)
+    image = torch.linspace(-0.8, 0.8, 64).view(1, *backbone.shape)
+    t, eps = torch.tensor([500]), torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    x_t = backbone.add_noise(image, eps, t)
+    for error, believed in ((0.02, True), (0.5, False)):
+        network = _OneImage(backbone, image[0], error)
+        followed, said = backbone.sampling_output(network, x_t, t), backbone.output(network, x_t, t)
+        assert torch.equal(followed, said) is believed
+        signal, noise = backbone.alpha_bar[500].sqrt(), (1 - backbone.alpha_bar[500]).sqrt()
+        x_0 = (x_t - noise * said) / signal
+        expected = x_0 if believed else x_0.clamp(-1, 1)
+        torch.testing.assert_close((x_t - noise * followed) / signal, expected, atol=1e-5, rtol=0)
 
 
 def test_betas_that_reach_one_without_saying_so_are_refused(forget):

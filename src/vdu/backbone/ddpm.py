@@ -13,7 +13,7 @@ from vdu.errors import VduError
 
 __all__ = ["DDPMBackbone"]
 
-SMALLEST_SIGNAL = 1e-3  # √ᾱ under which an error of ε is over a thousand times as large in x_0
+LARGEST_ERROR = 0.03  # root mean square, of an ε that is still believed
 PIXELS_AT_ONCE = 128 * 64 * 64  # some 5 GB in a network of 256×256 as DDPM's
 
 
@@ -50,16 +50,20 @@ class DDPMBackbone(Backbone):
         return network(x_t, t).sample.float()
 
     def sampling_output(self, network: nn.Module, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
-        """What the sampler follows: `output`; at a cosine schedule's end that of the nearest x_0 in [-1, 1].
+        """What the sampler follows: `output`, or where it is surely wrong that of the nearest picture to its x̂_0.
 
-        There no network knows ε well enough: the solver, which clips nothing, would leave the pictures' range for good.
+        A picture's root mean square is at most 1, so where x̂_0 has more, ε is off by (rms − 1) √(ᾱ / (1 − ᾱ)) or more.
+        The solver clips nothing: at the end of a cosine schedule, or with a network that was trained for minutes, such
+        an error leads it out of all that the network knows. The pipelines' own samplers clip.
         """
         output = self.output(network, x_t, t, c)
-        signal, noise = self._scales(t)
-        if self.prediction_type != "epsilon" or signal.min() >= SMALLEST_SIGNAL:
+        if self.prediction_type != "epsilon":
             return output
-        x_0 = ((x_t - noise * output) / signal).clamp(-1, 1)
-        return torch.where(signal < SMALLEST_SIGNAL, self.noise_from(x_t, x_0, t), output)
+        signal, noise = self._scales(t)
+        x_0 = (x_t - noise * output) / signal
+        rms = x_0.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        wrong = (rms - 1) * signal > LARGEST_ERROR * noise
+        return torch.where(wrong, self.noise_from(x_t, x_0.clamp(-1, 1), t), output)
 
     def denoise(
         self, network: nn.Module, noise: Tensor, steps: int, generators: list[torch.Generator], c: Tensor | None = None
