@@ -7,7 +7,7 @@ import vdu
 
 PACKAGE = Path(vdu.__file__).parent
 LAYERS = (
-    "errors bounds device hashing output precision provenance quiet records seeding settings_file",
+    "errors bounds device hashing named_object output precision provenance quiet records seeding settings_file",
     "prompts concept_prompts model_zoo",
     "images",
     "backbone",

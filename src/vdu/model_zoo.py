@@ -32,13 +32,14 @@ ZOO = Path(__file__).parent / "zoo"
 class ZooModel:
     """Paths of one shipped model, or of a user's own that is laid out alike.
 
-    ``images``: where the user has those of its corpus, by class, if not shipped. ``detector``: what judges it in place
-    of classifier/.
+    ``images``: where the user has those of its corpus, by class, if not shipped. Of a user's own: ``detector``, what
+    judges it in place of classifier/, and the ``classes`` that this knows.
     """
 
     folder: Path
     images: Path | None = None
     detector: str | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -113,10 +114,8 @@ class ZooModel:
 
     @property
     def _names_by_domain(self) -> list[list[str]]:
-        if not self.shipped:
-            from vdu.detector.contract import load_detector
-
-            return [list(load_detector(self.judge).class_names)]
+        if self.classes:
+            return [list(self.classes)]
         folders = self.concept_classifiers.values() or [self.classifier]
         return [json.loads((folder / "config.json").read_text())["class_names"] for folder in folders]
 

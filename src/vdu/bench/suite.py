@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -262,17 +263,28 @@ def _where(zoo: ZooModel, class_name: str) -> str:
     return f"they are {every_class}; then give --forget FORGET"
 
 
+@cache
+def _classes(judge: str | Path) -> tuple[str, ...]:
+    """That a detector knows."""
+    from vdu.detector.contract import load_detector
+
+    return load_detector(judge).class_names
+
+
 def zoo_model(suite: Suite) -> ZooModel:
     """The model that the suite is about, with the suite's images. Raises `VduError` where there is none."""
-    zoo, own = find_zoo_model(suite.model), ZooModel(Path(suite.model))
-    if zoo is None and not own.pipeline.is_dir():
+    if zoo := find_zoo_model(suite.model):
+        if suite.detector or suite.reference:
+            raise VduError(f"suite {suite.name}: {zoo.name} brings its own detector and reference: leave them out")
+        return replace(zoo, images=suite.forget)
+    own = ZooModel(Path(suite.model))
+    if not own.pipeline.is_dir():
         wanted = "give a name of `vdu zoo list`, or a folder with the model in pipeline/ and forget images in forget/"
         raise VduError(f"suite {suite.name} needs the model {suite.model!r}, which is not there: {wanted}")
-    if zoo is not None and (suite.detector or suite.reference):
-        raise VduError(f"suite {suite.name}: {zoo.name} brings its own detector and reference: leave them out")
-    if zoo is None and suite.detector is None and not own.classifier.is_dir():
+    if suite.detector is None and not own.classifier.is_dir():
         raise VduError(f"suite {suite.name}: {own.folder} has no classifier/: give detector in the suite")
-    return replace(zoo or own, images=suite.forget, detector=suite.detector)
+    known = _classes(suite.detector or own.classifier)
+    return replace(own, images=suite.forget, detector=suite.detector, classes=known)
 
 
 def given_images(suite: Suite, run: Run) -> tuple[list[Path], list[Path] | None]:
