@@ -85,8 +85,7 @@ class ConceptPlan(BaseModel):
 class Suite(BaseModel):
     """What to run. ``model`` is a zoo name, or a folder that is laid out as those are (`vdu.model_zoo`), of which
     pipeline/ and forget/ are enough with a ``detector`` of its own and a folder of real images as ``reference``.
-    ``forget``: a folder of images by class where the model has none; ``checkpoints``: one of its training run's, for
-    arms that ask for some.
+    ``forget``: images by class where the model has none; ``checkpoints``: of its training run, for arms that ask.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
