@@ -31,10 +31,10 @@ __all__ = ["evaluate", "print_evaluation", "shipped_judge"]
 def print_evaluation(evaluation: Evaluation) -> None:
     from vdu.report.figures import figure_rows
 
-    typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>28s}")
+    typer.echo(f"{'':32s}{'original':>28s}{'unlearned':>30s}")
     for row in figure_rows(evaluation.record):
         cells = [f"{c.value} {c.interval}".strip() for c in (row.before, row.after)]
-        typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>28s}")
+        typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>30s}")
 
 
 def shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:
