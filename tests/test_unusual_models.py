@@ -217,3 +217,10 @@ def test_weights_that_are_a_pickle_are_not_read(tmp_path, forget):
     make_pipeline().save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(VduError, match=r"unet has its weights as \.bin, which may hold code and is not read"):
         unlearn(tmp_path, forget)
+
+
+def test_a_trainings_own_pickles_beside_a_pipeline_are_no_part_of_it(tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "optimizer.bin").touch()
+    assert load_backbone(tmp_path).shape == (1, 8, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,18 @@ def _refuse_unsupported(name: str) -> None:
         raise VduError(f"pipeline class {name!r} is not supported: {nearest(name, SUPPORTED)}")
 
 
-def _class_name(path: str) -> str:
-    """Of the pipeline in a folder or on the hub."""
+def _index(path: str) -> dict[str, Any]:
+    """The class and the parts of the pipeline in a folder or on the hub."""
     folder = Path(path)
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
             raise VduError(f"no folder {path}: give a diffusers pipeline folder, or a hub id, owner/name")
-        return str(diffusers.DiffusionPipeline.load_config(path).get("_class_name", ""))
+        return dict(diffusers.DiffusionPipeline.load_config(path))
     index = folder / "model_index.json"
     if not index.is_file():
         raise VduError(f"{path} has no model_index.json: give a folder that diffusers' save_pretrained wrote")
     try:
-        return str(json.loads(index.read_text()).get("_class_name", ""))
+        return dict(json.loads(index.read_text()).items())
     except (ValueError, AttributeError) as error:
         raise VduError(f"{index} is not valid JSON: write the pipeline again with save_pretrained") from error
 
@@ -56,9 +57,9 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if names and not plain else None
 
 
-def _refuse_pickle(folder: Path) -> None:
-    """Raises `VduError` for a part of a pipeline in ``folder`` whose weights are there as pickle only."""
-    for part in sorted(folder.iterdir()) if folder.is_dir() else ():
+def _refuse_pickle(folder: Path, parts: Iterable[str]) -> None:
+    """Raises `VduError` for one of a pipeline's ``parts`` whose weights are in ``folder`` as pickle only."""
+    for part in (folder / name for name in parts):
         if any(part.glob("*.bin")) and not any(part.glob("*.safetensors")):
             raise VduError(f"{part} has its weights as .bin, which may hold code and is not read: save as safetensors")
 
@@ -70,10 +71,11 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
         return read_single_file(Path(path), config)
     if config is not None:
         raise VduError(f"--config goes with a single-file checkpoint only, and {path} is none: leave it out")
-    _refuse_pickle(Path(path))
     try:
-        name = _class_name(path)
+        index = _index(path)
+        name = str(index.get("_class_name", ""))
         _refuse_unsupported(name)
+        _refuse_pickle(Path(path), index)
         return getattr(diffusers, name).from_pretrained(path, use_safetensors=True, variant=_variant(Path(path)))
     except VduError:
         raise
