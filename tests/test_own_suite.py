@@ -71,11 +71,9 @@ def test_methods_are_compared_on_a_model_of_ones_own(suite, tmp_path, monkeypatc
     code, _, err = run_vdu(monkeypatch, capsys, "bench", "run", suite, "--results", tmp_path / "results")
     assert code == 0, err
     files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results" / "mine").glob("*.json")}
-    assert [files[f"{name}-bright-0.json"]["status"] for name in ("short", "kept", "paper")] == [
-        "done",
-        "done",
-        "refused",
-    ]
+    status = {name: files[f"{name}-bright-0.json"]["status"] for name in ("short", "kept", "mine", "paper")}
+    assert status == {"short": "done", "kept": "done", "mine": "done", "paper": "refused"}
+    assert files["mine-bright-0.json"]["unlearning"]["settings"]["push"] == 0.5
     made = files["kept-bright-0.json"]
     assert made["unlearning"]["model"] == "own"
     assert made["unlearning"]["forget"]["source"] == "own:own/forget/bright"

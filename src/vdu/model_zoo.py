@@ -50,6 +50,11 @@ class ZooModel:
         return self.folder.parent == ZOO
 
     @property
+    def has_own_images(self) -> bool:
+        """Whether its images are the user's, who may have too few of them or broken ones."""
+        return self.images is not None or not self.shipped
+
+    @property
     def source(self) -> str:
         """What `vdu.unlearn` knows it by."""
         return self.name if self.shipped else str(self.pipeline)

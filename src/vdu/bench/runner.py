@@ -60,7 +60,7 @@ class Made:
 
 def _source(zoo: ZooModel, record: dict[str, Any], target: str) -> dict[str, Any]:
     """The record without its steps, and with names in place of paths: ``own:`` where the images are the user's."""
-    whose = "zoo" if zoo.images is None and zoo.shipped else "own"
+    whose = "own" if zoo.has_own_images else "zoo"
     record = {key: value for key, value in record.items() if key != "history"} | {"model": zoo.name}
     for key, said in (("forget", target), ("retain", f"without {target}")):
         if record[key]:

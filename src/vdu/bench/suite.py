@@ -219,7 +219,7 @@ def require_inputs(suite: Suite) -> None:
 
 def _require_retained(suite: Suite, zoo: ZooModel) -> None:
     """Of the user's own images, methods that see images to keep need those of every other class."""
-    if (zoo.images is None and zoo.shipped) or not _takes_retained(suite):
+    if not zoo.has_own_images or not _takes_retained(suite):
         return
     for name in zoo.class_names:
         if not any(zoo.forget(name).glob("*.png")):
@@ -232,7 +232,7 @@ def _takes_retained(suite: Suite) -> bool:
 
 def _require_readable(suite: Suite, zoo: ZooModel) -> None:
     """Of the user's own images; shipped ones are known to be whole."""
-    if zoo.images is None and zoo.shipped:
+    if not zoo.has_own_images:
         return
     from vdu.backbone import load_backbone
     from vdu.images.image_set import load_image_set
@@ -256,7 +256,7 @@ def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
 
 def _where(zoo: ZooModel, class_name: str) -> str:
     """How to come by forget images."""
-    if zoo.images is not None or not zoo.shipped:
+    if zoo.has_own_images:
         return f"there is no PNG file in {zoo.forget(class_name)}"
     every_class = zoo.forget_images.replace(" --class NAME", "")
     return f"they are {every_class}; then give --forget FORGET"

@@ -90,7 +90,7 @@ def _share(flags: Tensor) -> dict[str, float | None]:
 
 
 def _became(after: Tensor, target: int, rejects: bool) -> dict[str, int]:
-    """How many of the pictures that showed the target still do, show an other class, or none."""
+    """How many of the pictures that showed the target still do, show another class, or none."""
     still, none = int((after == target).sum()), int((after < 0).sum())
     counts = {"still": still, "other": len(after) - still - none}
     return counts | {"none": none} if rejects else counts
