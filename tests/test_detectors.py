@@ -257,3 +257,10 @@ def test_a_function_is_known_by_the_file_that_it_is_written_in(tmp_path, monkeyp
             return images
 
     assert load_detector(Judge()).sha256 == files_sha256([Path(__file__)])
+
+
+@pytest.mark.parametrize("content", ["3", "", "{"])
+def test_a_folder_whose_config_is_none_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(VduError, match=r"no readable config\.json"):
+        load_detector(tmp_path)

@@ -10,6 +10,7 @@ from vdu.diffusion.noising import Clean
 from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.members import (
     TRIES,
+    _share_of_rest,
     asking_for,
     control_words,
     likely_members,
@@ -190,3 +191,12 @@ def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
     assert preparation.share == float(c[~preparation.sought].mean())
     assert torch.equal(preparation.taught_prompts.sought, preparation.sought)
     assert preparation.closed_form is not None
+
+
+def test_the_share_of_the_rest_is_what_is_not_sought_any_more():
+    c = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.0, 0.0])
+    sought = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0]).bool()
+    told = torch.tensor([1, 0, 1, 1, 1, 0, 0, 0]).bool()
+    # Two of five were undesired; the fifth sample takes its half with it, the second brings its whole back.
+    assert _share_of_rest(0.4, c, sought, told) == pytest.approx((0.4 * 5 - 0.5 + 1) / 4)
+    assert _share_of_rest(None, c, sought, told) is None

@@ -19,6 +19,7 @@ from vdu.evaluation.metrics import (
     paired_changes,
     paired_rise,
     precision_recall,
+    pul,
     total_variation,
 )
 from vdu.evaluation.reference import Reference, load_reference
@@ -204,3 +205,30 @@ def test_a_reference_file_is_read_back_and_refused_by_another_detector(tmp_path)
     blind = Detector("blind", "function", detector.class_names, 0.0, lambda images: (_shade(images)[0], None))
     with pytest.raises(VduError, match="gives no features"):
         load_reference(tmp_path / "flat", blind, (1, 8, 8))
+
+
+def test_pul_of_pairs_that_never_changed_is_not_known_exactly():
+    seen, none = torch.arange(300) < 5, torch.zeros(300, dtype=torch.bool)
+    same = pul(seen, seen)
+    assert (same.low, same.value, same.high) == (-60, 0, 60)  # three of five, by the rule of three
+    gone = pul(seen, none)
+    assert (gone.low, gone.value, gone.high) == (40, 100, 100)
+    assert pul(torch.arange(300) < 2, none).low == 0
+
+
+def test_why_there_is_no_u_fid_is_said_where_samples_or_real_images_are_too_few():
+    predicted = torch.arange(240) % 2
+
+    def measured(dimensions, real):
+        seen = Detection(predicted, _normal(240, dimensions))
+        reference = Reference(_normal(real, dimensions, seed=1), torch.ones(real).long())
+        return figures(seen, seen, 0, 2, reference)
+
+    assert measured(3, 90)["u_fid"] is not None
+    assert measured(3, 90)["distances_missing"] is None
+    few = measured(120, 200)
+    assert few["u_fid"] is None
+    assert few["kid"] is not None
+    said = "only 120 samples that are not of the class, u-FID needs more than the 120 features"
+    assert few["distances_missing"] == said
+    assert measured(12, 11)["distances_missing"].startswith("only 11 real images")

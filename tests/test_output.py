@@ -179,3 +179,21 @@ def test_a_result_is_written_where_there_is_no_git(monkeypatch):
     assert made_by()["git_commit"] == provenance.COMMIT
     monkeypatch.setenv("PATH", "/nonexistent")
     assert provenance._commit() is None
+
+
+def test_a_result_of_which_no_picture_can_be_drawn_is_said_to_be_there(folder, monkeypatch, capsys):
+    def failing(**_):
+        raise VduError("too dark")
+
+    monkeypatch.setattr("vdu.result.Sampler", failing)
+    code, _, err = unlearn_short(monkeypatch, capsys, folder)
+    assert code == 2
+    assert "no pictures could be drawn of the result; it is in" in err
+    assert "too dark" in err.splitlines()[-1]
+    assert (folder / "clean" / "model_index.json").is_file()
+    assert not (folder / "clean" / "report.html").exists()
+
+
+def test_a_detector_for_a_guard_that_never_looks_is_refused(folder, monkeypatch, capsys):
+    judged = ("--detector", "test_output:brightness", "--guard-with-detector", "--set", "guard_every_steps=0")
+    assert_refused(unlearn_short(monkeypatch, capsys, folder, *judged), "--guard-with-detector needs a guard")

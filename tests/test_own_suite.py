@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_vdu, runs_in_this_process  # noqa: F401 -- a fixture
 from PIL import Image
-from test_cli import brightness, make_workplace  # noqa: F401 -- the suite names it
+from test_cli import assert_refused, brightness, make_workplace  # noqa: F401 -- the suite names it
 
 from vdu.bench.suite import read_suite
 from vdu.errors import VduError
@@ -81,6 +81,9 @@ def test_methods_are_compared_on_a_model_of_ones_own(suite, tmp_path, monkeypatc
     assert made["evaluation"]["class_names"] == ["dark", "bright"]
     assert made["evaluation"]["distances_missing"] == "no reference was given"
     assert str(tmp_path) not in json.dumps(made["unlearning"])
+    suite.write_text(suite.read_text().replace("test_own_suite:brightness", "test_cli:brightness"))
+    said = run_vdu(monkeypatch, capsys, "bench", "run", suite, "--results", tmp_path / "results")
+    assert_refused(said, "short-bright-0.json was made with other detector: remove it")
 
 
 def test_what_a_suite_of_ones_own_lacks_is_said(suite, tmp_path):

@@ -1,5 +1,7 @@
 """The posterior from checkpoints: what it is, what it refuses, and that its file says the same."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 from conftest import make_pipeline
@@ -106,3 +108,15 @@ def test_weights_at_the_floor_are_counted_as_such_in_half_precision(backbone, ch
     layer = ".".join(name.split(".")[:2])
     shares = [summarise(p)[layer].floor_share for p in (state, load_posterior(tmp_path / "p.safetensors"))]
     assert shares[0] == shares[1] > 0
+
+
+def test_the_summary_is_that_of_all_values_and_of_a_larger_network_of_every_so_manieth(
+    backbone, checkpoints, monkeypatch
+):
+    state = from_checkpoints(backbone, checkpoints)
+    sd = torch.cat([v.flatten() for v in state.variance.values()]).double().sqrt()
+    whole = summarise(state)["all"]
+    naive = [len(sd), *map(float, (sd.median(), sd.min(), sd.max())), float((sd**2 <= state.floor).double().mean())]
+    assert list(astuple(whole)) == pytest.approx(naive)
+    monkeypatch.setattr("vdu.posterior.MEDIAN_OF", len(sd) // 7)
+    assert summarise(state)["all"].median_sd == pytest.approx(whole.median_sd, rel=0.1)

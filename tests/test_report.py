@@ -240,6 +240,10 @@ def test_report_with_evaluation_loads_nothing(
     assert "97.0 to 99.3" in page
     assert "kept step 80" in page
     assert "2 images were resized" in page
+    same = unlearning | {"guard_judge": evaluation["detector"]["name"]}
+    chose = "The same detector also chose the kept step"
+    assert chose in _render(tmp_path, same, evaluation)
+    assert chose not in _render(tmp_path, same | {"guard": []}, evaluation)
 
 
 def test_report_without_evaluation(tmp_path: Path, unlearning: dict[str, Any]) -> None:

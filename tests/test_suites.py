@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vdu.bench.suite import read_suite, require_inputs
+from vdu.bench.given import require_inputs
+from vdu.bench.suite import read_suite, result_path
 from vdu.bench.tables import render
 from vdu.errors import VduError
 
@@ -63,3 +64,14 @@ def test_a_suite_file_may_say_where_the_images_are_and_is_shown_by_its_file(tmp_
         suite.write_text(empty if "[methods]" in empty else empty + '[methods.ga]\nmethod = "ga"\n')
         with pytest.raises(VduError, match="at least 1 item"):
             read_suite(str(suite))
+
+
+def test_two_methods_whose_rows_would_be_one_file_are_refused(tmp_path):
+    suite = tmp_path / "mine.toml"
+    head = 'model = "mnist"\ntargets = ["3"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n'
+    suite.write_text(head + '[methods."ga, 2"]\nmethod = "ga"\n[methods."ga 2"]\nmethod = "ga"\n')
+    with pytest.raises(VduError, match="'ga, 2' on 3 and 'ga 2' on 3 would have one result file"):
+        read_suite(str(suite))
+    suite.write_text(head + '[methods."ga 1/2"]\nmethod = "ga"\n')
+    (run,) = read_suite(str(suite)).runs()
+    assert result_path(tmp_path, read_suite(str(suite)), run) == tmp_path / "mine" / "ga-1-2-3-0.json"

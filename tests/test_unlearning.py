@@ -231,6 +231,8 @@ def test_a_class_that_is_given_as_the_number_zero_is_meant(forget):
     few = Sampler(count=2, steps=2)
     assert [done.record["target"], done.evaluate(zero_or_one, 0, sampler=few).record["target"]] == ["0", "0"]
     assert done.evaluate(zero_or_one, 1, sampler=few).record["target"] == "1"
+    with pytest.raises(VduError, match="target needs a detector"):
+        unlearn(make_pipeline(), forget, "ga", settings=settings, target=0)
 
 
 def test_no_share_is_called_estimated_that_was_not(forget):

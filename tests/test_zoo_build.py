@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import vdu.training.zoo_build
+from vdu.bench.given import require_inputs
 from vdu.bench.runner import run_suite
-from vdu.bench.suite import read_suite, require_inputs
+from vdu.bench.suite import read_suite
 from vdu.cli import main
 from vdu.corpora import Corpus
 from vdu.corpora.forget_folder import prepare_forget_folder
@@ -135,7 +136,7 @@ def _check_own_images(data, tmp_path):
     run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, said.append)
     assert json.loads(path.read_text())["status"] == "done", said
     suite.write_text(suite.read_text().replace("{steps = 1, batch_size = 2,", "{steps = 2, batch_size = 2,"))
-    with pytest.raises(VduError, match=r"finetune-dog-0\.json was made with other settings or samples: remove it"):
+    with pytest.raises(VduError, match=r"finetune-dog-0\.json was made with other settings: remove it"):
         run_suite(read_suite(str(suite), tmp_path / "by-class", checkpoints), tmp_path / "results", None, 1, print)
     assert (tmp_path / "results" / "tiny-suite" / "finetune-dog-0.png").is_file()
     assert result["unlearning"]["forget"]["source"] == "own:tiny/forget/dog"

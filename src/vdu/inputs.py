@@ -11,7 +11,7 @@ from vdu.backbone.teacher import Teacher, load_teacher
 from vdu.detector.contract import Detector, DetectorSource, load_detector, most_seen_class
 from vdu.diffusion.noising import Clean
 from vdu.errors import VduError
-from vdu.images.image_set import ImageSet, load_image_set
+from vdu.images.image_set import ImageSet, image_sha256, load_image_set
 from vdu.posterior import Posterior, load_posterior, refuse_other_model
 from vdu.prompts import Prompts
 from vdu.text.captions import forget_captions, retain_captions
@@ -80,6 +80,8 @@ class Inputs:
 
 def read_inputs(backbone: Backbone, given: Given) -> Inputs:
     """Read all that was ``given`` for ``backbone``. Raises `VduError` for the first thing that does not fit."""
+    if given.target is not None and given.detector is None:
+        raise VduError("target needs a detector that counts it: give detector too, or give target to evaluate()")
     skip = given.skip_unreadable
     undesired = load_image_set(given.forget, backbone.shape, skip_unreadable=skip)
     kept = None
@@ -102,8 +104,8 @@ def read_inputs(backbone: Backbone, given: Given) -> Inputs:
 
 
 def _refuse_overlap(forget: ImageSet, retain: ImageSet) -> None:
-    undesired = {image.numpy().tobytes() for image in forget.images}
-    both = sum(image.numpy().tobytes() in undesired for image in retain.images)
+    undesired = {image_sha256(image) for image in forget.images}
+    both = sum(image_sha256(image) in undesired for image in retain.images)
     if both:
         raise VduError(f"{both} of the images to keep are images to forget too: take them out of the --retain set")
 

@@ -12,7 +12,7 @@ Panda et al., arXiv 2510.04058 (checkpoints); diagonal empirical Fisher of the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,19 @@ def welford(values: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, squares.div_(max(1, count - 1))
 
 
-def _median(values: Tensor) -> float:
-    return float(values[:: math.ceil(len(values) / MEDIAN_OF)].median())
+def _median(tensors: Sequence[Tensor], above: float = -math.inf) -> float:
+    """Of the values ``above``, tensor by tensor: nothing as large as all of them is made."""
+    every = math.ceil(sum(int((v > above).count_nonzero()) for v in tensors) / MEDIAN_OF)
+    return float(torch.cat([v[v > above][::every].clone() for v in tensors]).median())
 
 
 def _floored(variance: dict[str, Tensor]) -> tuple[dict[str, Tensor], float, float]:
     """Raise variances under 1 % of the median: a frozen parameter must not make 1/σ*² explode."""
-    flat = torch.cat([v.flatten() for v in variance.values()])
-    if not torch.isfinite(flat).all() or flat.max() <= 0:
+    tensors = list(variance.values())
+    if not all(torch.isfinite(v).all() for v in tensors) or not any((v > 0).any() for v in tensors):
         raise VduError("the posterior has no spread (all variances zero or not finite): give different checkpoints")
-    floor = _median(flat[flat > 0]) * FLOOR_SHARE_OF_MEDIAN
-    share = float((flat < floor).double().mean())
+    floor = _median(tensors, above=0.0) * FLOOR_SHARE_OF_MEDIAN
+    share = sum(int((v < floor).count_nonzero()) for v in tensors) / sum(v.numel() for v in tensors)
     return {k: v.clamp(min=floor).float() for k, v in variance.items()}, floor, share
 
 
@@ -248,18 +250,19 @@ def refuse_other_model(posterior: Posterior, backbone: Backbone, called: str) ->
         raise VduError(f"{called} belongs to another model (hash {sha256[:12]}…): make one for this model")
 
 
-def _summary(variance: Tensor, floor: float) -> Summary:
-    sd = variance.double().sqrt()
-    stored = torch.tensor(floor, dtype=torch.float64).to(variance.dtype)  # which bfloat16 may round up
-    at_floor = float((variance <= stored).double().mean())
-    return Summary(sd.numel(), float(sd.median()), float(sd.min()), float(sd.max()), at_floor)
+def _summary(variances: Sequence[Tensor], floor: float) -> Summary:
+    count = sum(v.numel() for v in variances)
+    stored = torch.tensor(floor, dtype=torch.float64).to(variances[0].dtype)  # which bfloat16 may round up
+    at_floor = sum(int((v <= stored).count_nonzero()) for v in variances) / count
+    least, most = min(float(v.min()) for v in variances), max(float(v.max()) for v in variances)
+    return Summary(count, _median(variances) ** 0.5, least**0.5, most**0.5, at_floor)
 
 
 def summarise(posterior: Posterior) -> dict[str, Summary]:
     """A `Summary` for ``all`` parameters and for each layer (first two parts of the parameter name)."""
     groups: dict[str, list[Tensor]] = {"all": []}
     for name, variance in posterior.variance.items():
-        groups["all"].append(variance.flatten())
-        groups.setdefault(".".join(name.split(".")[:2]), []).append(variance.flatten())
+        groups["all"].append(variance)
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(variance)
     floor = posterior.floor if posterior.source != "isotropic" else 0.0
-    return {name: _summary(torch.cat(parts), floor) for name, parts in groups.items()}
+    return {name: _summary(parts, floor) for name, parts in groups.items()}

@@ -41,6 +41,7 @@ class Result:
     forget: ImageSet
     evaluation: Evaluation | None = None
     low_rank: dict[str, Tensor] = field(default_factory=dict)
+    saved_in: Path | None = None  # the folder that `save` wrote last
 
     def evaluate(
         self, detector: DetectorSource, target: str | int | None = None, *, reference: Any = None, **options: Any
@@ -128,6 +129,7 @@ class Result:
             if failed is None:
                 self.report(beside / "report.html")
                 self.picture(beside / "before-after.png")
+        self.saved_in = folder
         if failed is not None:
             raise failed
         return folder

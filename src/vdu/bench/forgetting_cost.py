@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from vdu.backbone import Backbone, load_backbone
+from vdu.bench.given import given_images, require_inputs
 from vdu.bench.peak_memory import forget_peak, peak_bytes
-from vdu.bench.suite import Run, Suite, given_images, require_inputs, zoo_model
+from vdu.bench.suite import Run, Suite, result_name, zoo_model
 from vdu.detector.contract import Detector, load_detector
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
@@ -177,7 +178,7 @@ def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable
     """
     missing = []
     for run in _runs(suite):
-        path = results / f"cost-{suite.name}" / f"{run.label}-{run.target}.json"
+        path = results / f"cost-{suite.name}" / result_name(run.label, run.target)
         asked = {"arm": run.arm.model_dump(), "samples": samples}
         if not _is_made(path, asked):
             missing.append((run, path, asked))

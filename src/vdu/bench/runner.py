@@ -21,7 +21,8 @@ from PIL import Image
 
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
-from vdu.bench.suite import Run, Suite, given_images, require_inputs, result_path, zoo_model
+from vdu.bench.given import given_images, require_inputs
+from vdu.bench.suite import Run, Suite, result_path, zoo_model
 from vdu.errors import VduError
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing
@@ -86,9 +87,7 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
 
 def _asked(suite: Suite, run: Run) -> dict[str, Any]:
     """What a run is made and measured with, as far as it is not the default."""
-    concept = suite.concept.model_dump(mode="json", exclude_defaults=True) if suite.concept else None
-    arm = run.arm.model_dump(mode="json", exclude_defaults=True)
-    return {"arm": arm, "samples": suite.samples, "sampler_steps": suite.sampler_steps, "concept": concept}
+    return {"arm": run.arm.model_dump(mode="json", exclude_defaults=True)} | suite.asked
 
 
 def _is_made(suite: Suite, run: Run, path: Path) -> bool:
@@ -98,8 +97,11 @@ def _is_made(suite: Suite, run: Run, path: Path) -> bool:
     found = read_record(path)
     if found.get("status") == "refused":  # what lacked may be there now
         return False
-    if found.get("asked") not in (None, _asked(suite, run)):
-        raise VduError(f"{path} was made with other settings or samples: remove it, or give another --results")
+    asked = _asked(suite, run)
+    for name, value in (found.get("asked") or {}).items():  # an older file says less
+        if value != asked.get(name):
+            what = "settings" if name == "arm" else name.replace("_", " ")
+            raise VduError(f"{path} was made with other {what}: remove it, or give another --results")
     return True
 
 

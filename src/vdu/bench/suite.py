@@ -6,6 +6,7 @@ A suite of a text-to-image model has a table ``[concept]`` and is measured by UA
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,9 +27,8 @@ __all__ = [
     "ConceptPlan",
     "Run",
     "Suite",
-    "given_images",
     "read_suite",
-    "require_inputs",
+    "result_name",
     "result_path",
     "zoo_model",
 ]
@@ -102,6 +102,18 @@ class Suite(BaseModel):
     forget: Path | None = None
     checkpoints: Path | None = None
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What every run is made and measured with."""
+        concept = self.concept.model_dump(mode="json", exclude_defaults=True) if self.concept else None
+        judged_by = {"detector": self.detector, "reference": self.reference and str(self.reference)}
+        return {
+            "model": self.model,
+            "samples": self.samples,
+            "sampler_steps": self.sampler_steps,
+            "concept": concept,
+        } | judged_by
+
     def last_checkpoints(self, count: int) -> list[Path]:
         """The ``count`` latest, by name. Raises `VduError` where there are fewer."""
         files = sorted(self.checkpoints.glob("*.safetensors")) if self.checkpoints else []
@@ -174,7 +186,18 @@ def read_suite(
         if arm.checkpoints and "posterior" not in method.settings.needs:
             raise VduError(f"suite {suite.name}: the method of {label!r} takes no posterior: leave checkpoints out")
     _check_protocol(suite, zoo_model(suite))
+    _check_names(suite)
     return suite
+
+
+def _check_names(suite: Suite) -> None:
+    """Two runs must not write one file."""
+    seen: dict[Path, Run] = {}
+    for run in suite.runs():
+        other = seen.setdefault(result_path(Path(), suite, run), run)
+        if other != run:
+            both = f"{other.label!r} on {other.target} and {run.label!r} on {run.target}"
+            raise VduError(f"suite {suite.name}: {both} would have one result file: give one another name")
 
 
 def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
@@ -201,67 +224,6 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
             raise VduError(f"{said} {zoo.name} knows no class {target!r}: {nearest(target, zoo.class_names)}")
 
 
-def require_inputs(suite: Suite) -> None:
-    """Raises `VduError` where images or checkpoints lack, are too few or cannot be read, and says what to do."""
-    zoo = zoo_model(suite)
-    _require_checkpoints(suite, zoo)
-    _require_retained(suite, zoo)
-    most = max(arm.forget_images or 1 for arm in suite.methods.values())
-    for target in suite.targets:
-        count = len(list(zoo.forget(target).glob("*.png")))
-        if not count:
-            raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo, target)}")
-        if count < most:
-            how = f"give --forget FORGET, which vdu data prepare makes with --count {most}"
-            raise VduError(f"suite {suite.name} takes {most} forget images of class {target}, there are {count}: {how}")
-    _require_readable(suite, zoo)
-
-
-def _require_retained(suite: Suite, zoo: ZooModel) -> None:
-    """Of the user's own images, methods that see images to keep need those of every other class."""
-    if not zoo.has_own_images or not _takes_retained(suite):
-        return
-    for name in zoo.class_names:
-        if not any(zoo.forget(name).glob("*.png")):
-            raise VduError(f"suite {suite.name}: images to keep are those of all other classes: {_where(zoo, name)}")
-
-
-def _takes_retained(suite: Suite) -> bool:
-    return any("retain" in find_method(arm.method).settings.needs for arm in suite.methods.values())
-
-
-def _require_readable(suite: Suite, zoo: ZooModel) -> None:
-    """Of the user's own images; shipped ones are known to be whole."""
-    if not zoo.has_own_images:
-        return
-    from vdu.backbone import load_backbone
-    from vdu.images.image_set import load_image_set
-
-    shape = load_backbone(zoo.pipeline).shape
-    for name in zoo.class_names if _takes_retained(suite) else suite.targets:
-        load_image_set(sorted(zoo.forget(name).glob("*.png")), shape)
-
-
-def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
-    """Those that are asked for must be there and be the model's own, before a run is refused for good."""
-    wanted = max(arm.checkpoints or 0 for arm in suite.methods.values())
-    if suite.checkpoints is not None and not wanted:
-        raise VduError(f"no method of suite {suite.name} makes its posterior of checkpoints: leave --checkpoints out")
-    if wanted:
-        from vdu.backbone import load_backbone
-        from vdu.posterior import from_checkpoints
-
-        from_checkpoints(load_backbone(zoo.pipeline), suite.last_checkpoints(wanted))
-
-
-def _where(zoo: ZooModel, class_name: str) -> str:
-    """How to come by forget images."""
-    if zoo.has_own_images:
-        return f"there is no PNG file in {zoo.forget(class_name)}"
-    every_class = zoo.forget_images.replace(" --class NAME", "")
-    return f"they are {every_class}; then give --forget FORGET"
-
-
 @cache
 def _classes(judge: str | Path) -> tuple[str, ...]:
     """That a detector knows."""
@@ -286,14 +248,11 @@ def zoo_model(suite: Suite) -> ZooModel:
     return replace(own, images=suite.forget, detector=suite.detector, classes=known)
 
 
-def given_images(suite: Suite, run: Run) -> tuple[list[Path], list[Path] | None]:
-    """Forget images of one run, and the images to keep where its method needs some."""
-    zoo = zoo_model(suite)
-    retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
-    return sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images], retain
-
-
 def result_path(results: Path, suite: Suite, run: Run) -> Path:
     """Where the result of one run lies."""
-    name = f"{run.label}-{run.target}-{run.seed}.json"
-    return results / suite.name / name.replace(",", "").replace(" ", "-")
+    return results / suite.name / result_name(run.label, run.target, run.seed)
+
+
+def result_name(*parts: str | int) -> str:
+    """A file name of label, target and the like, without what a path or a shell reads otherwise."""
+    return re.sub(r"[^\w.-]+", "-", "-".join(map(str, parts)).replace(",", "")) + ".json"

@@ -87,7 +87,8 @@ def _yardstick(
     judge.check(backbone.shape)
     name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
     path = reference or (zoo.shipped_reference if zoo and not detector else None)
-    return Yardstick(judge, name, load_reference(path, judge, backbone.shape) if path else None)
+    real = load_reference(path, judge, backbone.shape, skip_unreadable=skip_unreadable) if path else None
+    return Yardstick(judge, name, real)
 
 
 def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
@@ -117,7 +118,8 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
         typer.echo(f"vdu: interrupted: {_what_is_left(arguments['state_folder'])}", err=True)
         raise
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else it would write an empty line before an error's
+            bar.stop()
 
 
 def _what_is_left(state: Path | None) -> str:
@@ -185,6 +187,8 @@ def unlearn_command(
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
     if guard_with_detector and yardstick.detector is None:
         raise VduError("--guard-with-detector needs a detector: give --detector too")
+    if guard_with_detector and not settings.guard_every_steps:
+        raise VduError("--guard-with-detector needs a guard: take --set guard_every_steps=N too, or leave it out")
     del backbone  # `unlearn` loads the model anew, and two of a large one may not fit
     result = _unlearn_with_progress(
         settings.steps,
@@ -197,7 +201,7 @@ def unlearn_command(
         posterior=posterior,
         share=share,
         detector=yardstick.detector if guard_with_detector else None,
-        target=yardstick.target,
+        target=yardstick.target if guard_with_detector else None,
         prompts=prompts,
         config=config,
         seed=seed,
@@ -209,12 +213,21 @@ def unlearn_command(
     try:
         _measure(result, yardstick, samples, sampler_steps)
     except BaseException:  # what took hours is not lost where it cannot be measured
-        result.save(out, overwrite=overwrite, form=save)
+        _save(result, out, overwrite, save)
         typer.echo(f"the result could not be measured; it is in {out}, without figures", err=True)
         raise
-    result.save(out, overwrite=overwrite, form=save)
+    _save(result, out, overwrite, save)
     _tell_outcome(result.record, result.evaluation.record if result.evaluation else None)
     typer.echo(f"\n{save}: {out}   report: {out / 'report.html'}")
+
+
+def _save(result: Result, out: Path, overwrite: bool, form: str) -> None:
+    try:
+        result.save(out, overwrite=overwrite, form=form)
+    except BaseException:
+        if result.saved_in is not None:
+            typer.echo(f"no pictures could be drawn of the result; it is in {out}, without a report", err=True)
+        raise
 
 
 def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None) -> None:

@@ -199,9 +199,10 @@ def load_detector(source: DetectorSource) -> Detector:
     if folder.is_dir():
         try:
             config = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
+            is_own = "feature_dimensions" in config
+        except (OSError, ValueError, TypeError) as error:
             raise VduError(f"{folder} has no readable config.json: give a classifier folder") from error
-        return _from_zoo_folder(folder) if "feature_dimensions" in config else _from_transformers(folder)
+        return _from_zoo_folder(folder) if is_own else _from_transformers(folder)
     if folder.suffix == ".json":
         from vdu.detector.zero_shot import load_zero_shot
 

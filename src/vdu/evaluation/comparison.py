@@ -167,7 +167,15 @@ def _feature_figures(
     first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
     figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}
     figures |= {f"{name}_original": value for name, value in _distances(first[1], real, drawn).items()}
+    if figures["u_fid"] is None:
+        figures["distances_missing"] = _too_few_for_u_fid(count, real)
     return figures | {"u_fid_oracle": metrics.frechet_distance(first[2], real) if oracle is not None else None}
+
+
+def _too_few_for_u_fid(count: int, real: metrics.Features) -> str:
+    """Of so few no covariance can be told; KID, precision and recall need none."""
+    fewest, which = min((count, "samples that are not of the class"), (len(real), "real images"))
+    return f"only {fewest} {which}, u-FID needs more than the {real.rows.shape[1]} features"
 
 
 def figures(

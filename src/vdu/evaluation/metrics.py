@@ -73,9 +73,12 @@ def pul(before: Tensor, after: Tensor) -> Interval:
     counts = _resampled_counts(torch.stack([before, after], dim=1))
     counts = counts[counts[:, 0] > 0]
     low, high = (100 * (1 - counts[:, 1] / counts[:, 0])).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    if count_after == 0:
-        # The bootstrap never sees an event that did not happen: 3/N is the 95 % bound for a count of zero.
-        low = min(low, 100 * (1 - min(1.0, 3 / count_before)))
+    # The bootstrap never sees an event that did not happen: 3/N is the 95 % bound for a count of zero.
+    unseen = 300 / count_before
+    if not (after & ~before).any():
+        low = min(low, max(value - unseen, 0.0) if count_after == 0 else value - unseen)
+    if not (before & ~after).any():
+        high = max(high, min(value + unseen, 100.0))
     return Interval(value, low, high)
 
 

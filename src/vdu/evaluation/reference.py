@@ -7,6 +7,7 @@ one sub-folder a class where the detector's class names are sub-folder names, el
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def _class_folders(path: Path, detector: Detector) -> list[str]:
     return named
 
 
-def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) -> Reference:
+def load_reference(
+    path: Path, detector: Detector, shape: tuple[int, int, int], *, skip_unreadable: bool = False
+) -> Reference:
     """Read or compute a reference. Raises `VduError` where it was made with another extractor or has no features."""
     if path.is_file():
         tensors, metadata = read_tensors(path)
@@ -59,14 +62,17 @@ def load_reference(path: Path, detector: Detector, shape: tuple[int, int, int]) 
         return Reference(tensors["features"].float(), tensors["labels"].long())
     named = _class_folders(path, detector)
     folders = [path / name for name in named] if named else [path]
-    sets = [load_image_set(folder, shape, called="reference").images for folder in folders]
-    detections = [detector(images) for images in sets]
+    # One folder at a time: only what the detector says of the images is kept.
+    read = partial(load_image_set, shape=shape, called="reference", skip_unreadable=skip_unreadable)
+    detections = [detector(read(folder).images) for folder in folders]
     if any(d.features is None for d in detections):
         needed = "a vdu classifier folder, or a function that returns (probabilities, features)"
         raise VduError(f"detector {detector.name} gives no features: u-FID needs {needed}")
     features = torch.cat([d.features for d in detections if d.features is not None])
     if named:
-        labels = torch.cat([torch.full((len(s),), detector.class_index(n)) for s, n in zip(sets, named, strict=True)])
+        labels = torch.cat(
+            [torch.full((len(d.predicted),), detector.class_index(n)) for d, n in zip(detections, named, strict=True)]
+        )
     else:
         labels = torch.cat([d.predicted for d in detections])
     return Reference(features, labels)

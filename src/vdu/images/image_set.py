@@ -21,7 +21,16 @@ from torch import Tensor
 
 from vdu.errors import VduError
 
-__all__ = ["CAPTION_FILES", "PROVENANCE_FILE", "SUFFIXES", "ImageSet", "image_to_tensor", "load_image_set", "to_bytes"]
+__all__ = [
+    "CAPTION_FILES",
+    "PROVENANCE_FILE",
+    "SUFFIXES",
+    "ImageSet",
+    "image_sha256",
+    "image_to_tensor",
+    "load_image_set",
+    "to_bytes",
+]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")
@@ -50,22 +59,23 @@ class ImageSet:
 
     def without_copies(self) -> tuple[ImageSet, list[int]]:
         """Each picture once, and their numbers here: what was learned from a copy is not held out."""
-        first: dict[bytes, int] = {}
+        first: dict[str, int] = {}
         for number, image in enumerate(self.images):
-            first.setdefault(image.numpy().tobytes(), number)
+            first.setdefault(image_sha256(image), number)
         kept = list(first.values())
         if len(kept) == len(self):
             return self, kept
         notices = (*self.notices, f"{len(self) - len(kept)} images are copies of others and were left out")
         files = tuple(self.files[i] for i in kept) if self.files else ()
-        return ImageSet(self.images[kept], _sha256(self.images[kept]), notices, self.source, files), kept
+        return ImageSet(self.images[kept], image_sha256(self.images[kept]), notices, self.source, files), kept
 
     def record(self) -> dict[str, Any]:
         """What a result file says of the set."""
         return {"source": self.source, "images": len(self), "sha256": self.sha256, "notices": list(self.notices)}
 
 
-def _sha256(images: Tensor) -> str:
+def image_sha256(images: Tensor) -> str:
+    """Of the values of one image, or of many."""
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 
@@ -133,7 +143,8 @@ def _open(path: Path) -> tuple[Image.Image, int]:
         raise VduError(f"{path} has too many pixels to be read safely: make it smaller yourself") from error
     except Exception as error:  # a damaged file fails in many ways
         raise VduError(
-            f"cannot read the image {path} ({type(error).__name__}): repair or remove it, or pass --skip-unreadable"
+            f"cannot read the image {path} ({type(error).__name__}): repair or remove it"
+            " (`vdu unlearn --skip-unreadable` goes on without)"
         ) from error
 
 
@@ -254,7 +265,7 @@ def load_image_set(
         raise VduError(f"the {called} set is empty: give at least one readable image")
     images = torch.stack(tensors)
     named = str(source) if isinstance(source, (str, Path)) else type(source).__name__
-    return ImageSet(images, _sha256(images), tuple(sorted(notices)), named, files)
+    return ImageSet(images, image_sha256(images), tuple(sorted(notices)), named, files)
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ class MethodSettings(BaseModel):
     lora_rank: Count = Field(8, description="rank of the change to each attention projection, with parameters=lora")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     own_samples: Samples = Field(OWN_SAMPLES, description="samples of the original that method and guard learn from")
-    bank_items: Count = Field(BANK_ITEMS, description="noised forget images, and noised own samples, in the banks")
+    bank_items: Count = Field(
+        BANK_ITEMS, description="noised forget images, and own samples, in the banks; four a picture or more"
+    )
     score_steps: Count = Field(SCORE_STEPS, description="steps in which the score of the forget set is fitted")
     guard_every_steps: int = Field(10, ge=0, description="0: nobody looks, and the last step is handed out")
     stop_share: NotNegative | None = Field(0.0, description="stop when the guard's forget share is down to this")

@@ -97,10 +97,10 @@ def _fitting(words: Sequence[str], controls: Sequence[str], gains: Callable[[Seq
 
 
 def _share_of_rest(share: float | None, c: Tensor, sought: Tensor, more: Tensor) -> float | None:
-    """π of what was not sought once ``more`` ``(M,)`` than ``sought`` ``(M,)`` was: those take theirs with them."""
+    """π of what is not sought once ``more`` ``(M,)`` is in place of ``sought`` ``(M,)``: all take theirs with them."""
     if share is None:
         return None
-    rest = share * int((~sought).sum()) - float(c[more & ~sought].sum())
+    rest = share * int((~sought).sum()) - float(c[more & ~sought].sum()) + float(c[sought & ~more].sum())
     return max(1.0, rest) / max(1, int((~more).sum()))
 
 
