@@ -178,9 +178,12 @@ def test_what_makes_figures_hard_to_believe_is_said(unlearning: dict[str, Any], 
 
 
 def test_a_verdict_says_why_there_is_no_distance(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    none = {"u_fid": None, "u_fid_original": None, "distances_missing": "no reference was given"}
+    none = {"u_fid": None, "u_fid_original": None, "kid": None, "distances_missing": "no reference was given"}
     said = "u-FID was not measured: no reference was given (pictures of no class: 2.1 % before, 2.3 % after)"
     assert said in verdict(unlearning, evaluation | none)
+    few = none | {"kid": 0.05, "kid_original": 0.04, "distances_missing": "too few"}
+    said = "not measured: too few (KID 0.050, original 0.040; pictures of no class: 2.1 % before, 2.3 % after)"
+    assert said in verdict(unlearning, evaluation | few)
 
 
 def test_a_verdict_says_when_the_two_distances_disagree(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:

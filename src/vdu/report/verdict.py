@@ -46,16 +46,17 @@ def quality_losses(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _distance_clause(evaluation: dict[str, Any]) -> str:
+    kid, kid_before = finite(evaluation.get("kid")), finite(evaluation.get("kid_original"))
+    against = f"KID {number(kid, 3)}, original {number(kid_before, 3)}"
     if all(finite(evaluation.get(name)) is not None for name in ("u_fid", "u_fid_original")):
         kept = "its other pictures kept their quality"
-        kid, kid_before = finite(evaluation.get("kid")), finite(evaluation.get("kid_original"))
         if kid is not None and kid_before is not None and kid > FID_RATIO * kid_before > 0:
-            against = f"KID {number(kid, 3)}, original {number(kid_before, 3)}"
             return f"{kept} by u-FID ({_compared_fid(evaluation)}), not by KID ({against})"
         return f"{kept} ({_compared_fid(evaluation)})"
     before, after = (percent(value_of(evaluation, name)) for name in ("share_none_before", "share_none"))
     why = f": {said}" if (said := evaluation.get("distances_missing")) else ""
-    return f"u-FID was not measured{why} (pictures of no class: {before} before, {after} after)"
+    known = "" if kid is None or kid_before is None else f"{against}; "
+    return f"u-FID was not measured{why} ({known}pictures of no class: {before} before, {after} after)"
 
 
 def _quality_clause(evaluation: dict[str, Any]) -> str:
