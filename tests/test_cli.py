@@ -13,7 +13,7 @@ import vdu
 from vdu.cli.unlearning import _tell_outcome
 from vdu.loop import STATE_FILE
 from vdu.methods import METHODS, find_method
-from vdu.weights.checkpoint import write_tensors
+from vdu.weights.checkpoint import read_tensors, write_tensors
 
 
 def brightness(images):
@@ -111,13 +111,29 @@ def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     }
     figures = folder / "figures.json"
     again = ("evaluate", folder / "model", clean, *detector, "--samples", "8", "--sampler-steps", "2")
-    code, _, err = run_vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32", "--out", figures)
+    code, out, err = run_vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32", "--out", figures)
     assert code == 0, err
+    assert "u-FID was not measured: no reference was given" in out
+    assert "NOT OF THESE WEIGHTS" not in err
     first, second = (json.loads(p.read_text()) for p in (clean / "evaluation.json", figures))
     assert first["pul"] == second["pul"]
     assert first["unlearned_sha256"] == second["unlearned_sha256"]
     assert second["u_fid"] is None
     assert second["samples"] == 8
+    assert f"unlearned {second['unlearned_sha256']}" in out
+    (file,) = (clean / "unet").glob("*.safetensors")
+    write_tensors(file, {name: values + 1 for name, values in read_tensors(file)[0].items()})
+    code, _, err = run_vdu(monkeypatch, capsys, *again, "--seed", "1000", "--precision", "fp32")
+    assert code == 0
+    assert f"unlearning.json IS NOT OF THESE WEIGHTS: its result_sha256 is {second['unlearned_sha256']}" in err
+
+
+def test_forget_images_in_which_the_detector_does_not_see_the_target_are_a_notice(folder, monkeypatch, capsys):
+    asked = ("--detector", "test_cli:brightness", "--method", "ga", "--target")
+    _, out, _ = unlearn_short(monkeypatch, capsys, folder, *asked, "dark")
+    assert "notice: the detector sees class dark in 0 of the 4 forget images only" in out.splitlines()[0]
+    _, out, _ = unlearn_short(monkeypatch, capsys, folder, *asked, "bright", "--overwrite")
+    assert "notice" not in out
 
 
 def assert_refused(result, *said):
@@ -259,6 +275,8 @@ def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "nobody/absent"), "there is no nobody/absent here, and no")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
     index = folder / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "FluxPipeline"))

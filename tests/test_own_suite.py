@@ -1,14 +1,21 @@
 """A suite about a model of one's own, its folder and judge, and with a method of one's own."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from conftest import run_vdu, runs_in_this_process  # noqa: F401 -- a fixture
+import torch
+from conftest import make_pipeline, run_vdu, runs_in_this_process  # noqa: F401 -- a fixture
 from PIL import Image
 from test_cli import assert_refused, brightness, make_workplace  # noqa: F401 -- the suite names it
 
+from vdu import unlearn
+from vdu.bench.runner import _asked
 from vdu.bench.suite import read_suite
 from vdu.errors import VduError
+from vdu.hashing import files_sha256
 from vdu.methods import find_method
 from vdu.objective.contract import Method, MethodSettings, Objective, Positive
 from vdu.objective.plasticity import Ascent
@@ -24,6 +31,7 @@ def build(settings, preparation, network):
 
 
 METHOD = Method("mine", Settings, build)
+SHORT = {"steps": 1, "batch_size": 2, "guard_every_steps": 0}
 SUITE = """
 model = "MODEL"
 detector = "test_own_suite:brightness"
@@ -104,3 +112,36 @@ def test_a_method_of_ones_own_is_named_by_its_module():
     for name in ("test_own_suite:SUITE", "test_own_suite:NONE", ":METHOD", "nowhere_at_all:METHOD"):
         with pytest.raises(VduError, match="give an importable module:METHOD"):
             find_method(name)
+
+
+def test_an_own_method_that_has_changed_does_not_pass_for_what_was_made(suite):
+    read = read_suite(str(suite))
+    asked = {run.label: _asked(read, run) for run in read.runs()}
+    assert "source of the method" not in asked["kept"]
+    assert asked["mine"]["source of the method"] == files_sha256([Path(__file__)])
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (lambda *_: torch.zeros(()), "loss does not depend on the network"),
+        (lambda network, *_: torch.stack([p.sum() for p in network.parameters()][:2]), r"loss has the shape \(2,\)"),
+    ],
+)
+def test_a_term_that_is_no_loss_is_named(term, said, forget):
+    method = replace(METHOD, build=lambda *_: Objective(0.0, term))
+    with pytest.raises(VduError, match=said):
+        unlearn(make_pipeline(), forget, method, settings=SHORT)
+
+
+def test_an_own_method_may_be_given_as_it_is_and_must_keep_to_what_methods_are(forget):
+    result = unlearn(make_pipeline(), forget, METHOD, settings=SHORT)
+    assert result.record["method"] == "mine"
+    with pytest.raises(VduError, match="build of method mine returned a NoneType"):
+        unlearn(make_pipeline(), forget, replace(METHOD, build=lambda *_: None), settings=SHORT)
+
+    class Wishful(Settings):
+        needs: ClassVar[tuple[str, ...]] = ("forget", "retains")
+
+    with pytest.raises(VduError, match="needs 'retains', which nothing gives: did you mean 'retain'"):
+        unlearn(make_pipeline(), forget, replace(METHOD, settings=Wishful))

@@ -14,7 +14,7 @@ import torch
 from vdu.report.figures import figure_rows, number, percent
 from vdu.report.model_card import write_model_card
 from vdu.report.page import write_report
-from vdu.report.verdict import cautions, verdict
+from vdu.report.verdict import cautions, outcome, verdict
 
 SHA = {name: name[0] * 64 for name in ("original", "unlearned", "forget", "detector")}
 
@@ -129,6 +129,11 @@ def test_verdict_of_success(unlearning: dict[str, Any], evaluation: dict[str, An
 def test_verdict_of_failure(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
     evaluation["pul"] = {"value": 55.0, "low": 49.9, "high": 60.0}
     assert verdict(unlearning, evaluation).startswith("The model did NOT forget class 3: it made it in 12.1 %")
+    evaluation |= {"pul": {"value": 100.0, "low": 25.0, "high": 100.0}, "count_before": 4}
+    assert verdict(unlearning, evaluation).startswith("It is not certain that the model forgot class 3: it made it in")
+    assert outcome(evaluation) == "open"
+    same = unlearning | {"result_sha256": unlearning["model_sha256"], "guard": []}
+    assert verdict(same, None).endswith("the result is the original, weight for weight: the model did NOT forget.")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +231,7 @@ def test_verdict_without_evaluation(unlearning: dict[str, Any]) -> None:
     counted = verdict(unlearning | {"guard_judge": "judge.py"}, None)
     assert "no detector was given" not in counted
     assert "the guard, counting with judge.py," in counted
-    assert verdict(unlearning | {"guard": []}, None).endswith("the label-free guard recorded nothing.")
+    assert verdict(unlearning | {"guard": []}, None).endswith("the label-free guard never looked.")
     assert "is the original: the model did NOT forget" in verdict(unlearning | {"best_step": 0}, None)
 
 

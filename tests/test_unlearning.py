@@ -319,3 +319,28 @@ def test_passes_are_counted_a_backward_pass_as_two(method, each, forget):
     result = unlearn(make_pipeline(), forget, method, retain=retain, settings=settings, precision="fp32")
     own = 12 * 2 if method == "capped-ascent" else 0
     assert result.record["passes"] == 3 * 2 * each + own
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompts": "a circle"}, r"prompts is a str: give vdu\.Prompts"),
+        ({"detector": 3}, "the detector is a int"),
+        ({"settings": {1: 2}}, "no setting '1'"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_line(given, said, forget):
+    with pytest.raises(VduError, match=said):
+        unlearn(make_pipeline(), forget, "ga", **given)
+
+
+def test_a_result_says_in_a_line_what_it_is(forget):
+    done = unlearn(make_pipeline(), forget, "ga", settings=SHORT | {"guard_every_steps": 0})
+    assert repr(done) == (
+        f"<DDPMPipeline after ga, {done.record['steps']} steps. Forgetting was not measured: no detector was given; "
+        "the label-free guard never looked.>"
+    )
+    with pytest.raises(VduError, match="0 pairs are no picture"):
+        done.picture(pairs=0)
+    with pytest.raises(VduError, match="the reference is a Tensor"):
+        done.evaluate(zero_or_one, 0, reference=forget)

@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from vdu.errors import VduError
     from vdu.evaluation.comparison import Sampler, evaluate
     from vdu.evaluation.relearning import relearn
+    from vdu.prompts import Prompts
     from vdu.result import Result
     from vdu.unlearning import unlearn
 
 __version__ = "0.1.0"
-__all__ = ["Result", "Sampler", "VduError", "evaluate", "relearn", "unlearn"]
+__all__ = ["Prompts", "Result", "Sampler", "VduError", "evaluate", "relearn", "unlearn"]
 
 _HOME = {
     "VduError": "errors",
+    "Prompts": "prompts",
     "unlearn": "unlearning",
     "Result": "result",
     "evaluate": "evaluation.comparison",

@@ -1,14 +1,16 @@
-"""One SHA-256 for several files, in the order in which they are read, or for several tensors, by name."""
+"""One SHA-256 for several files, in the order in which they are read, for several tensors, by name, or of a source."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["files_sha256", "tensors_sha256"]
+__all__ = ["files_sha256", "source_sha256", "tensors_sha256"]
 
 
 def files_sha256(paths: Iterable[Path], names_below: Path | None = None) -> str:
@@ -28,3 +30,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def source_sha256(function: Callable[..., Any]) -> str:
+    """Of the file that a function, or the class of a callable, is written in; what that imports is not hashed."""
+    written = function if inspect.isroutine(function) else type(function)
+    try:
+        path = inspect.getsourcefile(written)
+    except TypeError:  # built in
+        path = None
+    return files_sha256([Path(path)]) if path and Path(path).is_file() else "not hashed: no source file"

@@ -28,7 +28,7 @@ PREVIEW_IMAGES = 48
 FORMS = ("pipeline", "delta", "lora")
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What `unlearn` hands back. ``record`` is JSON-able: every setting, seed, hash, step and look of the guard.
 
@@ -42,6 +42,12 @@ class Result:
     evaluation: Evaluation | None = None
     low_rank: dict[str, Tensor] = field(default_factory=dict)
     saved_in: Path | None = None  # the folder that `save` wrote last
+
+    def __repr__(self) -> str:
+        from vdu.report.verdict import verdict
+
+        said = verdict(self.record, self.evaluation.record if self.evaluation else None)
+        return f"<{self.record['model']} after {self.record['method']}, {self.record['steps']} steps. {said}>"
 
     def evaluate(
         self, detector: DetectorSource, target: str | int | None = None, *, reference: Any = None, **options: Any
@@ -95,6 +101,8 @@ class Result:
         from vdu.images.grids import before_after, thumbnails
 
         refuse_existing(Path(path), overwrite)
+        if pairs < 1:
+            raise VduError(f"{pairs} pairs are no picture: take 1 or more")
         shown = self.evaluation or self._preview
         before, after, marks = thumbnails(shown.before[:pairs]), thumbnails(shown.after[:pairs]), shown.marks[:pairs]
         with replacing(Path(path)) as beside:

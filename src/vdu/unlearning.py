@@ -19,9 +19,10 @@ from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
+from vdu.hashing import source_sha256
 from vdu.inputs import Given, Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
-from vdu.methods import find_method, make_settings
+from vdu.methods import METHODS, find_method, make_settings
 from vdu.model_zoo import named_model
 from vdu.objective.contract import Direction, Method, MethodSettings
 from vdu.objective.needs import check_needs
@@ -82,6 +83,9 @@ class Request:
             on_stage=self.on_stage,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
+        if not isinstance(objective, Direction):
+            found = type(objective).__name__
+            raise VduError(f"build of method {self.method.name} returned a {found}: it must return an Objective")
         if not self.values.guard_every_steps:
             return preparation, objective, None
         preparation.begin("sampling for the guard")
@@ -94,6 +98,7 @@ class Request:
         return {
             "vdu_version": __version__,
             "method": self.method.name,
+            "method_source": None if self.method in METHODS.values() else source_sha256(self.method.build),
             "model": weights_sha256(self.backbone.network),
             "schedule": self.backbone.schedule_sha256,
             "share": self.share,
@@ -133,7 +138,7 @@ class Request:
 def unlearn(
     model: Any,
     forget: Any,
-    method: str = "vdu",
+    method: str | Method = "vdu",
     *,
     retain: Any = None,
     teacher: Any = None,
@@ -164,6 +169,8 @@ def unlearn(
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
+    if prompts is not None and not isinstance(prompts, Prompts):
+        raise VduError(f"prompts is a {type(prompts).__name__}: give vdu.Prompts(neutral=[…], forget=[…])")
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
     share, seed = _checked_numbers(share, seed)
@@ -176,7 +183,7 @@ def unlearn(
     given = Given(forget, retain, teacher, prior, detector, target, skip_unreadable)
     check_needs(chosen, vars(given) | {"prompt": words})
     if posterior is not None and "posterior" not in chosen.settings.needs:
-        raise VduError(f"method {method} makes no use of --posterior: leave it out, or choose another --method")
+        raise VduError(f"method {chosen.name} makes no use of --posterior: leave it out, or choose another --method")
     backbone = load_backbone(model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)

@@ -83,6 +83,10 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
         raise VduError(f"{path} needs the transformers package: pip install transformers") from error
     except Exception as error:
         said = in_one_line(error)
+        if not Path(path).exists():
+            raise VduError(
+                f"there is no {path} here, and no model of that name on the hub or no way there ({said})"
+            ) from error
         wanted = "it must be whole, with its weights as safetensors"
         raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): {wanted}") from error
 

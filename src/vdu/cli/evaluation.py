@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +51,21 @@ def shipped_judge(model: str, target: str, detector: str | None, reference: Path
     return str(zoo.classifier_of(target)), reference or zoo.shipped_reference
 
 
+def _tell_hashes(original: str, unlearned: str, figures: dict[str, Any]) -> None:
+    """Of the weights that were measured, and whether the unlearned folder's own record is of these."""
+    from vdu.records import read_record
+
+    measured = figures["original_sha256"], figures["unlearned_sha256"]
+    typer.echo(f"\nweights, sha256: original {measured[0]}, unlearned {measured[1]}")
+    path = Path(unlearned) / "unlearning.json"
+    if not path.is_file():
+        return
+    written = read_record(path)
+    for name, of, found in zip(("model_sha256", "result_sha256"), (original, unlearned), measured, strict=True):
+        if written.get(name) not in (None, found):
+            typer.echo(f"{path} IS NOT OF THESE WEIGHTS: its {name} is {written[name]}, that of {of} is not", err=True)
+
+
 def evaluate(
     original: Model,
     unlearned: Model,
@@ -75,6 +90,7 @@ def evaluate(
     from vdu.evaluation.comparison import evaluate as compare
     from vdu.output import refuse_existing
     from vdu.records import write_record
+    from vdu.report.verdict import cautions, verdict
 
     if out:
         refuse_existing(out, overwrite)
@@ -86,5 +102,8 @@ def evaluate(
     evaluation = compare(first, second, detector, target, reference=reference, oracle=third, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
     print_evaluation(evaluation)
+    for said in (*cautions({}, evaluation.record), verdict({}, evaluation.record)):
+        typer.echo(f"\n{said}")
+    _tell_hashes(original, unlearned, evaluation.record)
     if out:
         write_record(out, evaluation.record)

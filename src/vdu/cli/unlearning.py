@@ -78,6 +78,8 @@ def _yardstick(
 
     zoo = find_zoo_model(model)
     images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
+    for notice in images.notices:
+        typer.echo(f"notice: {notice}")
     judge = load_detector(detector) if detector else (shipped_detector(zoo, images, target) if zoo else None)
     if judge is None:
         for name, value in (("--target", target), ("--reference", reference)):
@@ -85,7 +87,11 @@ def _yardstick(
                 raise VduError(f"{name} needs a detector: give --detector too")
         return Yardstick(None, None, None)
     judge.check(backbone.shape)
-    name = judge.class_names[judge.class_index(target)] if target else most_seen_class(judge, images)
+    name = most_seen_class(judge, images) if target is None else judge.class_names[judge.class_index(target)]
+    if target is not None:
+        found = int((judge(images.images).predicted == judge.class_index(target)).sum())
+        if 2 * found < len(images):
+            typer.echo(f"notice: the detector sees class {name} in {found} of the {len(images)} forget images only")
     path = reference or (zoo.shipped_reference if zoo and not detector else None)
     real = load_reference(path, judge, backbone.shape, skip_unreadable=skip_unreadable) if path else None
     return Yardstick(judge, name, real)
@@ -182,6 +188,8 @@ def unlearn_command(
         refuse_overlap(out, state)
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts, config)
+    if backbone.prompts is not None and not any(backbone.prompts.neutral):
+        typer.echo("notice: without --neutral-prompts the empty prompt alone holds what is to stay")
     check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
@@ -249,12 +257,10 @@ def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None) -> 
 
 
 def _measure(result: Result, yardstick: Yardstick, samples: int, sampler_steps: int) -> None:
-    """Say what had to be converted, and the figures where there is a detector."""
+    """Say the figures where there is a detector."""
     from vdu.cli.evaluation import print_evaluation
     from vdu.evaluation.comparison import Sampler
 
-    for notice in result.forget.notices:
-        typer.echo(f"notice: {notice}")
     if yardstick.detector:
         typer.echo(f"measuring on {samples} samples of each model", err=True)
         precision, device = result.record["precision"], result.record["device"]

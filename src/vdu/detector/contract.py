@@ -7,7 +7,6 @@ that maps images ``(N, C, H, W)`` in [-1, 1] to probabilities ``(N, K)``, or to 
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from vdu.detector.classifier import load_classifier, predict
 from vdu.errors import VduError, in_one_line, nearest
-from vdu.hashing import files_sha256
+from vdu.hashing import files_sha256, source_sha256
 from vdu.images.image_set import ImageSet, to_bytes
 from vdu.named_object import named_object
 
@@ -156,16 +155,6 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
         raise VduError(f"{spec} failed on {len(images)} images ({said})") from error
 
 
-def _source_sha256(function: Function) -> str:
-    """Of the file that a function, or the class of a callable, is written in; what that imports is not hashed."""
-    written = function if inspect.isroutine(function) else type(function)
-    try:
-        path = inspect.getsourcefile(written)
-    except TypeError:  # built in
-        path = None
-    return files_sha256([Path(path)]) if path and Path(path).is_file() else "not hashed: no source file"
-
-
 def _from_function(function: Function, spec: str) -> Detector:
     given = getattr(function, "class_names", ())
     names = tuple(str(n) for n in given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
@@ -186,7 +175,7 @@ def _from_function(function: Function, spec: str) -> Detector:
             raise VduError(f"{spec} returned features for some of the images: return them always or never")
         return torch.cat([p for p, _ in answers]), torch.cat(features) if features else None
 
-    return Detector(spec, _source_sha256(function), names, threshold, judge)
+    return Detector(spec, source_sha256(function), names, threshold, judge)
 
 
 def load_detector(source: DetectorSource) -> Detector:
@@ -195,6 +184,8 @@ def load_detector(source: DetectorSource) -> Detector:
         return source
     if callable(source):
         return _from_function(source, getattr(source, "__qualname__", type(source).__name__))
+    if not isinstance(source, (str, Path)):
+        raise VduError(f"the detector is a {type(source).__name__}: give a classifier folder, a function or a Detector")
     folder = Path(source)
     if folder.is_dir():
         try:

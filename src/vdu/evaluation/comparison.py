@@ -219,6 +219,10 @@ def evaluate(
     judge.check(first.shape)
     if isinstance(reference, (str, Path)):
         reference = load_reference(Path(reference), judge, first.shape)
+    if not isinstance(reference, (Reference, type(None))):
+        raise VduError(
+            f"the reference is a {type(reference).__name__}: give a folder of real images, or a feature file"
+        )
     if third is not None and reference is None:
         raise VduError("an oracle is measured by its distance to real images: give --reference")
     before = sampler.judged(first, judge) if before is None else before

@@ -57,11 +57,13 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_method(name: str) -> Method:
-    """The method of that name, or a `Method` of one's own, named ``module:METHOD``.
+def find_method(name: str | Method) -> Method:
+    """The method of that name, or a `Method` of one's own, as it is or named ``module:METHOD``.
 
     Raises `VduError` with the nearest names for an unknown one.
     """
+    if isinstance(name, Method):
+        return name
     if ":" in name:
         wanted = f"no method {name}: give an importable module:METHOD, a vdu.objective.contract.Method"
         if not isinstance(method := named_object(name, wanted), Method):
@@ -75,7 +77,7 @@ def find_method(name: str) -> Method:
 def make_settings(method: Method, values: dict[str, Any]) -> MethodSettings:
     """The method's settings with ``values`` over the defaults. Raises `VduError` for unknown names and bad values."""
     known = method.settings.model_fields
-    for name in values:
+    for name in map(str, values):
         if name not in known:
             raise VduError(f"method {method.name} has no setting {name!r}: {nearest(name, known)}")
     try:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vdu.bounds import Count, Fraction, NotNegative, Positive
 from vdu.diffusion.noised_bank import BANK_ITEMS
+from vdu.errors import VduError
 from vdu.objective.plasticity import Term
 from vdu.objective.stability import WeightStability
 from vdu.precision import autocast
@@ -128,6 +129,9 @@ class Objective(Direction):
         """∇ of the loss, and what `after_backward` makes of it."""
         with autocast(network, precision):
             loss = self.loss(network, batch_size, g)
+        if loss.numel() != 1 or not loss.requires_grad:
+            what = f"has the shape {tuple(loss.shape)}" if loss.numel() != 1 else "does not depend on the network"
+            raise VduError(f"the method's loss {what}: each term must return a scalar with a graph")
         loss.backward()
         self.after_backward()
         return loss.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vdu.errors import VduError
+from vdu.errors import VduError, nearest
 from vdu.objective.contract import Method
 
 __all__ = ["check_needs"]
@@ -24,6 +24,8 @@ def check_needs(method: Method, given: Mapping[str, Any]) -> None:
     """Raise `VduError` for the first need that is None in ``given``, or for what was given and would not be used."""
     needs, takes = method.settings.needs, method.settings.takes
     for need in needs:
+        if need not in HOW:
+            raise VduError(f"method {method.name} needs {need!r}, which nothing gives: {nearest(need, HOW)}")
         if given.get(need) is None:
             raise VduError(f"method {method.name} needs {HOW[need]}")
     for name in DEMANDED:

@@ -9,15 +9,22 @@ from vdu.report.figures import few_samples, finite, interval_of, number, percent
 __all__ = ["cautions", "forgot", "guard_ends", "outcome", "quality_losses", "verdict"]
 
 FORGOTTEN_FROM = 50.0  # the PUL interval's low end, in percent
+NEARLY_ALL = 90.0  # PUL, in percent
 NONE_RISE = 3.0  # points of "none" that quality may cost, where the rise's interval excludes zero
 FID_RATIO = 1.15
 BLIND_FROM = 30.0  # percent of the original's pictures in which a detector sees no class
 
 
 def forgot(evaluation: dict[str, Any]) -> bool | None:
-    """Whether the PUL interval's low end reaches 50 %; None when there was nothing to forget."""
-    low = finite((evaluation.get("pul") or {}).get("low"))
-    return None if low is None else low >= FORGOTTEN_FROM
+    """Whether the PUL interval's low end reaches 50 %.
+
+    None when there was nothing to forget, or so little that even nearly all of it gone is not certain.
+    """
+    pul = evaluation.get("pul") or {}
+    value, low = finite(pul.get("value")), finite(pul.get("low"))
+    if value is None or low is None or (low < FORGOTTEN_FROM and value >= NEARLY_ALL):
+        return None
+    return low >= FORGOTTEN_FROM
 
 
 def _compared_fid(evaluation: dict[str, Any]) -> str:
@@ -70,13 +77,14 @@ def _quality_clause(evaluation: dict[str, Any]) -> str:
 def _evaluated_verdict(evaluation: dict[str, Any]) -> str:
     name, count, done = f"class {evaluation['target']}", evaluation["samples"], forgot(evaluation)
     quality, pul = _quality_clause(evaluation), evaluation.get("pul") or {}
-    if done is None:
+    if done is None and not evaluation.get("count_before"):
         found = f"the detector found it in {evaluation.get('count_before', 'none')} of the original's {count} pictures"
         return f"Whether the model forgot {name} cannot be said: {found}; {quality}."
     shares = [percent(value_of(evaluation, share)) for share in ("share_before", "share_after")]
     made = f"in {shares[0]} of its pictures before and in {shares[1]} after"
     basis = f"(PUL {percent(pul['value'])}, 95 % interval {interval_of(pul)}, N = {count})"
-    start = f"The model made {name} {made}" if done else f"The model did NOT forget {name}: it made it {made}"
+    failed = "It is not certain that the model forgot" if done is None else "The model did NOT forget"
+    start = f"The model made {name} {made}" if done else f"{failed} {name}: it made it {made}"
     link = "; but " if done and quality_losses(evaluation) else "; "
     return f"{start} {basis}{link}{quality}."
 
@@ -95,8 +103,10 @@ def _guard_verdict(unlearning: dict[str, Any]) -> str:
     who = "the label-free guard" if judge == "label-free" else f"the guard, counting with {judge},"
     why = "no detector was given" if judge == "label-free" else "no evaluation was made"
     start = f"Forgetting was not measured: {why}"
+    if (result := unlearning.get("result_sha256")) and result == unlearning.get("model_sha256"):
+        return f"{start}; the result is the original, weight for weight: the model did NOT forget."
     if ends is None:
-        return f"{start}; {who} recorded nothing."
+        return f"{start}; {who} never looked."
     if unlearning["best_step"] == 0:
         return f"{start}; {who} accepted no step, so the result is the original: the model did NOT forget."
     before, after = (finite(end["forget_share"]) for end in ends)
