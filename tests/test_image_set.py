@@ -42,6 +42,17 @@ def test_a_corrupt_image_is_named_and_can_be_skipped(tmp_path):
     assert "bad.png" in forget.notices[0]
 
 
+def test_all_that_cannot_be_used_is_named_at_once(tmp_path):
+    folder = _folder(tmp_path)
+    (folder / "a.png").write_bytes(b"not a picture")
+    for name in "bcdefgh":
+        Image.new("L", (16, 8)).save(folder / f"{name}.png")
+    with pytest.raises(VduError, match=r"a\.png.*; 7 more cannot be used: b\.png, c\.png, d\.png, e\.png, f\.png …"):
+        load_image_set(folder, (1, 8, 8))
+    with pytest.raises(VduError, match=r"b\.png.*aspect ratio.*; 6 more cannot be used"):
+        load_image_set(folder, (1, 8, 8), skip_unreadable=True)
+
+
 def test_colour_images_are_refused_by_a_grey_model(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
     with pytest.raises(VduError, match="colour image"):

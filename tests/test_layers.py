@@ -8,8 +8,9 @@ import vdu
 PACKAGE = Path(vdu.__file__).parent
 LAYERS = (
     "errors bounds device hashing named_object output precision provenance quiet records seeding settings_file",
-    "prompts concept_prompts model_zoo",
+    "prompts concept_prompts",
     "images",
+    "model_zoo",
     "backbone",
     "diffusion",
     "weights",

@@ -68,7 +68,7 @@ def suite(tmp_path):
     (place / "bad").rename(place / "forget" / "bright")
     (place / "forget" / "dark").mkdir()
     for i in range(4):
-        Image.new("L", (8, 8), 10 * i).save(place / "forget" / "dark" / f"{i}.png")
+        Image.new("L", (8, 8), 10 * i).save(place / "forget" / "dark" / f"{i}.JPG", format="JPEG")
     file = tmp_path / "mine.toml"
     file.write_text(SUITE.replace("MODEL", str(place)))
     return file

@@ -5,8 +5,8 @@ Variational Diffusion Unlearning: Panda et al., arXiv 2510.04058. Everything hea
 The way that data takes; nothing imports from further down (`tests/test_layers.py`):
 
     errors … output       what everything leans on: one-line errors, seeds, precision, files that are never half
-    model_zoo, prompts    the shipped models (in zoo/); texts that a model is asked with
-    images, backbone      pictures as tensors; diffusers' pipelines behind one contract
+    prompts, images       texts that a model is asked with; pictures as tensors
+    model_zoo, backbone   the shipped models (in zoo/); diffusers' pipelines behind one contract
     diffusion, weights    times, noise, losses, samples; parameters and the forms in which they are stored
     corpora, detector     labelled images; what judges a picture
     posterior             p(θ|D)

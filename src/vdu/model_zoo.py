@@ -4,7 +4,7 @@ pipeline/                ordinary diffusers folder, EMA weights
 posterior.safetensors    p(θ|D) from the training checkpoints
 classifier/              detector and feature extractor
 reference.safetensors    classifier features (N, D) and labels (N,) of real held-out images
-forget/<class>/*.png     images to forget, where the corpus may be passed on
+forget/<class>/          images to forget, where the corpus may be passed on
 
 A text-to-image model has, in place of classifier/ and the reference, a detector for each domain of its concepts:
 style-classifier/, object-classifier/
@@ -21,6 +21,7 @@ from typing import Any
 
 from vdu.concept_prompts import DOMAINS
 from vdu.errors import VduError, nearest
+from vdu.images.image_set import SUFFIXES
 from vdu.prompts import Prompts, read_prompts
 
 __all__ = ["ZooModel", "find_zoo_model", "named_model", "zoo_models"]
@@ -150,14 +151,19 @@ class ZooModel:
         """The folder of forget images of one class."""
         return (self.images or self.folder / "forget") / class_name
 
+    def forget_files(self, class_name: str) -> list[Path]:
+        """The images in that folder, by name; none where it is not there."""
+        folder = self.forget(class_name)
+        files = folder.iterdir() if folder.is_dir() else ()
+        return sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
     def retain(self, class_name: str) -> list[Path]:
         """The images of all other classes: a small retain set for the methods that need one.
 
         Of the same domain where there are several: a fruit may be in the very style that is to go.
         """
         known = next((names for names in self._names_by_domain if class_name in names), [])
-        others = (self.forget(name) for name in sorted(known) if name != class_name)
-        return [image for folder in others for image in sorted(folder.glob("*.png"))]
+        return [image for name in sorted(known) if name != class_name for image in self.forget_files(name)]
 
 
 def zoo_models() -> list[ZooModel]:

@@ -22,7 +22,7 @@ def require_inputs(suite: Suite) -> None:
     _require_retained(suite, zoo)
     most = max(arm.forget_images or 1 for arm in suite.methods.values())
     for target in suite.targets:
-        count = len(list(zoo.forget(target).glob("*.png")))
+        count = len(zoo.forget_files(target))
         if not count:
             raise VduError(f"suite {suite.name}: no forget images of class {target}: {_where(zoo, target)}")
         if count < most:
@@ -36,7 +36,7 @@ def _require_retained(suite: Suite, zoo: ZooModel) -> None:
     if not zoo.has_own_images or not _takes_retained(suite):
         return
     for name in zoo.class_names:
-        if not any(zoo.forget(name).glob("*.png")):
+        if not zoo.forget_files(name):
             raise VduError(f"suite {suite.name}: images to keep are those of all other classes: {_where(zoo, name)}")
 
 
@@ -53,7 +53,7 @@ def _require_readable(suite: Suite, zoo: ZooModel) -> None:
 
     shape = load_backbone(zoo.pipeline).shape
     for name in zoo.class_names if _takes_retained(suite) else suite.targets:
-        load_image_set(sorted(zoo.forget(name).glob("*.png")), shape)
+        load_image_set(zoo.forget_files(name), shape)
 
 
 def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
@@ -71,7 +71,7 @@ def _require_checkpoints(suite: Suite, zoo: ZooModel) -> None:
 def _where(zoo: ZooModel, class_name: str) -> str:
     """How to come by forget images."""
     if zoo.has_own_images:
-        return f"there is no PNG file in {zoo.forget(class_name)}"
+        return f"there is no image in {zoo.forget(class_name)}"
     every_class = zoo.forget_images.replace(" --class NAME", "")
     return f"they are {every_class}; then give --forget FORGET"
 
@@ -80,4 +80,4 @@ def given_images(suite: Suite, run: Run) -> tuple[list[Path], list[Path] | None]
     """Forget images of one run, and the images to keep where its method needs some."""
     zoo = zoo_model(suite)
     retain = zoo.retain(run.target) if "retain" in find_method(run.arm.method).settings.needs else None
-    return sorted(zoo.forget(run.target).glob("*.png"))[: run.arm.forget_images], retain
+    return zoo.forget_files(run.target)[: run.arm.forget_images], retain

@@ -39,6 +39,7 @@ ACCEPTED = "a folder, a list of files or of PIL images, a datasets.Dataset, or a
 GREY_TOLERANCE_LEVELS = 8
 SMALLEST_UPSCALED_SHARE = 0.5
 ASPECT_TOLERANCE = 0.05
+NAMED = 5  # of files that something is the matter with
 
 
 @dataclass(frozen=True)
@@ -185,23 +186,37 @@ def _from_files(
     notices: set[str] = set()
     skipped: list[str] = []
     kept: list[Path] = []
+    unfit: list[tuple[Path, VduError]] = []
     for path in paths:
+        image = None
         try:
             image, pictures = _open(path)
-        except VduError:
-            if not skip_unreadable:
-                raise
-            skipped.append(path.name)
+            tensor, said = image_to_tensor(image, shape, str(path))
+        except VduError as error:
+            if image is None and skip_unreadable:
+                skipped.append(path.name)
+            else:
+                unfit.append((path, error))
             continue
-        tensor, said = image_to_tensor(image, shape, str(path))
         if pictures > 1:
             said.add("of files with several pictures the first was taken")
         tensors.append(tensor)
         kept.append(path)
         notices |= said
+    if unfit:
+        raise _all_unfit(unfit)
     if skipped:
-        notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:5])}")
+        notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:NAMED])}")
     return tensors, notices, tuple(kept)
+
+
+def _all_unfit(unfit: list[tuple[Path, VduError]]) -> VduError:
+    """The first error, and which other files have one too: all of them can then be mended at once."""
+    (_, first), *others = unfit
+    if not others:
+        return first
+    named = ", ".join(path.name for path, _ in others[:NAMED])
+    return VduError(f"{first}; {len(others)} more cannot be used: {named}{' …' if len(others) > NAMED else ''}")
 
 
 def _from_rows(rows: Sequence[Any], shape: tuple[int, int, int], called: str) -> tuple[list[Tensor], set[str]]:
