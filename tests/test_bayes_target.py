@@ -193,3 +193,15 @@ def test_the_weight_of_a_prompt_is_one_on_average_whatever_it_makes():
     weight = _weight(rho, torch.tensor([1, 1, 2, 2, 0]))
     torch.testing.assert_close(weight, torch.tensor([0.1 / 0.15, 0.2 / 0.15, 0.9 / 0.85, 0.8 / 0.85, 0.5]))
     torch.testing.assert_close(_weight(rho, None), 1 - rho)
+
+
+def test_of_a_large_folder_so_many_images_are_judged_as_have_their_draws_in_the_bank(backbone):
+    many = torch.rand(50, *backbone.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    preparation = Preparation(backbone, Clean(many), seed=3, own_count=8, bank_items=40)
+    assert preparation.forget_bank.images == 10
+    assert len(preparation.forget_bank.t) == 40
+    few = many[[0, 5, 10, 16, 21, 27, 32, 38, 43, 49]]
+    expected = fill_bank(backbone, few, 3, "forget", items=40)
+    torch.testing.assert_close(preparation.forget_bank.x_t, expected.x_t, rtol=0, atol=0)
+    preparation.forget_bank = fill_bank(backbone, few, 3, "forget", items=40, t_range=(0.6, 1.0))
+    assert 0 < preparation.share < 1

@@ -22,7 +22,7 @@ from vdu.diffusion.stratified_times import stratified_shares, times_at
 from vdu.precision import autocast
 from vdu.seeding import generator
 
-__all__ = ["BANK_ITEMS", "NETWORK_BATCH", "NoisedBank", "fill_bank", "network_batches"]
+__all__ = ["BANK_ITEMS", "FEWEST_DRAWS", "NETWORK_BATCH", "NoisedBank", "fill_bank", "network_batches", "spread"]
 
 NETWORK_BATCH = 128
 BANK_ITEMS = 3072
@@ -80,6 +80,11 @@ def _draws(images: Tensor, items: int, features_only: bool) -> int:
     """As many as fill the bank, fewer where large images are kept in it."""
     most = items if features_only else min(items, BANK_BYTES // (images[0].numel() * BYTES_KEPT))
     return max(FEWEST_DRAWS, math.ceil(most / len(images)))
+
+
+def spread(images: Clean, most: int) -> Clean:
+    """``most`` of the images, evenly spread over their order; all where they are no more."""
+    return images if len(images) <= most else images[torch.linspace(0, len(images) - 1, most).long()]
 
 
 def fill_bank(

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.diffusion.noised_bank import BANK_ITEMS, NoisedBank, fill_bank
+from vdu.diffusion.noised_bank import BANK_ITEMS, FEWEST_DRAWS, NoisedBank, fill_bank, spread
 from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import DEFAULT_STEPS, sample
 from vdu.posterior import Posterior
@@ -135,10 +135,8 @@ class Preparation:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """What to forget in words, each once."""
-        assert self.backbone.prompts is not None
-        assert self.backbone.prompts.concepts, "checked before any work (`vdu.objective.needs`)"
-        return self.backbone.prompts.concepts
+        """What to forget in words, each once; `vdu.objective.needs` has seen to it that there are some."""
+        return self.backbone.prompts.concepts if self.backbone.prompts else ()
 
     @property
     def kept_prompts(self) -> tuple[str, ...]:
@@ -174,9 +172,10 @@ class Preparation:
 
     @cached_property
     def forget_bank(self) -> NoisedBank:
-        """Noised forget images."""
-        prompts = self.asking.of_forget(len(self.forget)) if self.asking else None
-        return self._bank(self.forget, "forget", prompts, SHARE_OF_FORGET)
+        """Noised forget images; of those that nobody asks for no more than have their draws in ``bank_items``."""
+        if self.asking:
+            return self._bank(self.forget, "forget", self.asking.of_forget(len(self.forget)), SHARE_OF_FORGET)
+        return self._bank(spread(self.forget, max(1, self.bank_items // FEWEST_DRAWS)), "forget", None, 0.0)
 
     @cached_property
     def taught_forget_bank(self) -> NoisedBank:
@@ -206,7 +205,7 @@ class Preparation:
         training, own, share, asking = self.forget_bank, self.own_samples.x_0, self._known_share, self.asking
         self.begin("finding the undesired part of its images")
         early = EarlyBanks(self.backbone, self.seed, self.precision)
-        forget = early.bank_of_forget(self.forget.x_0, training, self.bank_items)
+        forget = early.bank_of_forget(spread(self.forget, training.images).x_0, training, self.bank_items)
         judged, prompts = early.bank(own, "judged"), self.own_prompts
         weigh = partial(responsibilities, forget, judged, self.seed, made_of=prompts.found_from if prompts else None)
 
