@@ -31,7 +31,7 @@ def _place(target: Path) -> Path:
     """Where ``target`` really is."""
     place = target.resolve()
     if not place.name:
-        raise VduError(f"{target} cannot be written: choose another --out")
+        raise VduError(f"{target} cannot be written: choose another place")
     return place
 
 
@@ -39,7 +39,7 @@ def _nearest_folder(place: Path) -> Path:
     """The first folder above ``place`` that exists."""
     above = next(parent for parent in place.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise VduError(f"{above} is a file, so that nothing can be written below it: choose another --out")
+        raise VduError(f"{above} is a file, so that nothing can be written below it: choose another place")
     return above
 
 
@@ -59,14 +59,14 @@ def refuse_existing(
         if isinstance(given, (str, Path)) and Path(given).exists():
             refuse_overlap(target, Path(given))
     if place.exists():
-        if not overwrite:
-            raise VduError(f"{target} exists: choose another --out, or pass --overwrite to replace it")
         _refuse_other_kind(target, folder)
+        if not overwrite:
+            raise VduError(f"{target} exists: choose another place, or pass --overwrite to replace it")
         if folder and any(place.iterdir()) and not _written_by_vdu(place):
-            raise VduError(f"{target} holds a training, or what vdu did not write: choose another --out, or remove it")
+            raise VduError(f"{target} holds a training, or what vdu did not write: choose another place, or remove it")
     parent = _nearest_folder(place)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise VduError(f"{parent} may not be written to: choose another --out")
+        raise VduError(f"{parent} may not be written to: choose another place")
 
 
 def _written_by_vdu(folder: Path) -> bool:
@@ -88,13 +88,13 @@ def refuse_overlap(target: Path, used: Path) -> None:
     """Raise `VduError` for an output that is, holds or lies in what is read or written beside it."""
     place, other = _place(target), used.resolve()
     if place == other or place in other.parents or other in place.parents:
-        raise VduError(f"{target} is, holds or lies in {used}, which is used: choose another --out")
+        raise VduError(f"{target} is, holds or lies in {used}, which is used: choose another place")
 
 
 def _refuse_other_kind(target: Path, folder: bool) -> None:
     if target.is_dir() != folder:
         kind, wanted = ("file", "folder") if folder else ("folder", "file")
-        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another --out")
+        raise VduError(f"{target} is a {kind} and a {wanted} is to be written: choose another place")
 
 
 def require_space(target: Path, needed_bytes: int) -> None:

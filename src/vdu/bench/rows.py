@@ -21,10 +21,10 @@ RETRAIN = "retrain"  # the method of an oracle's row, see `vdu.bench.oracle`
 
 def read_results(suite: str, results: Path) -> list[dict[str, Any]]:
     """The contents of all result files. Raises `VduError` where there is none."""
-    suite = suite.removesuffix(".toml").rpartition("/")[2]  # as `read_suite` names one of a file
+    given, suite = suite, suite.removesuffix(".toml").rpartition("/")[2]  # as `read_suite` names one of a file
     files = sorted((results / suite).glob("*.json"))
     if not files:
-        made = f"cost {suite.removeprefix('cost-')}" if suite.startswith("cost-") else f"run {suite}"
+        made = f"cost {suite.removeprefix('cost-')}" if suite.startswith("cost-") else f"run {given}"
         raise VduError(f"no results of {suite} in {results}: make them with `vdu bench {made}`")
     return [_result(path) for path in files]
 
