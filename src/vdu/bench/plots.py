@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from vdu.bench.rows import is_of_concepts, lead_figure, read_results, read_rows
+from vdu.bench.rows import RETRAIN, is_of_concepts, lead_figure, read_results, read_rows
 from vdu.errors import VduError, nearest
+from vdu.methods import METHODS
 from vdu.output import replacing
 
 __all__ = ["KINDS", "plot"]
@@ -27,6 +28,20 @@ SHORT_NAME = 4  # letters that fit side by side
 COLOURS, MARKERS = 10, "osD^"  # matplotlib's colours, and what follows when they are used up
 
 
+def _looks(methods: set[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each, by name; a method of the package looks the same in every plot."""
+    own = [*METHODS, RETRAIN]
+    numbers = {name: i for i, name in enumerate([*own, *sorted(methods.difference(own))])}
+    return {
+        method: {
+            "color": f"C{numbers[method] % COLOURS}",
+            "marker": MARKERS[numbers[method] // COLOURS % len(MARKERS)],
+            "alpha": 0.7,
+        }
+        for method in sorted(methods)
+    }
+
+
 def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label: str, scale: str) -> None:
     """One point a run: its first figure over ``x``. Raises `VduError` where no run has both."""
     lead = lead_figure(every)
@@ -34,9 +49,8 @@ def _scatter(figure: Any, suite: str, every: list[dict[str, Any]], x: str, label
     if not rows:
         raise VduError(f"no run of {suite} has both {lead} and {x}: finish some with `vdu bench run {suite}`")
     axes = figure.subplots()
-    for i, method in enumerate(sorted({r["method"] for r in rows})):
+    for method, look in _looks({r["method"] for r in rows}).items():
         mine = [r for r in rows if r["method"] == method]
-        look = {"color": f"C{i % COLOURS}", "marker": MARKERS[i // COLOURS % len(MARKERS)], "alpha": 0.7}
         drawn = [r for r in mine if r[lead] >= LOWEST_DRAWN]
         axes.scatter([r[x] for r in drawn], [r[lead] for r in drawn], s=22, label=method, **look)
         below = [r[x] for r in mine if r[lead] < LOWEST_DRAWN]
