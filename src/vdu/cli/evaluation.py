@@ -104,6 +104,6 @@ def evaluate(
     print_evaluation(evaluation)
     for said in (*cautions({}, evaluation.record), verdict({}, evaluation.record)):
         typer.echo(f"\n{said}")
-    _tell_hashes(original, unlearned, evaluation.record)
     if out:
         write_record(out, evaluation.record)
+    _tell_hashes(original, unlearned, evaluation.record)
