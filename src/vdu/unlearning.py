@@ -19,10 +19,9 @@ from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
-from vdu.hashing import source_sha256
 from vdu.inputs import Given, Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
-from vdu.methods import METHODS, find_method, make_settings
+from vdu.methods import find_method, make_settings, own_source_sha256
 from vdu.model_zoo import named_model
 from vdu.objective.contract import Direction, Method, MethodSettings
 from vdu.objective.needs import check_needs
@@ -98,7 +97,7 @@ class Request:
         return {
             "vdu_version": __version__,
             "method": self.method.name,
-            "method_source": None if self.method in METHODS.values() else source_sha256(self.method.build),
+            "method_source": own_source_sha256(self.method),
             "model": weights_sha256(self.backbone.network),
             "schedule": self.backbone.schedule_sha256,
             "share": self.share,

@@ -24,8 +24,7 @@ from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.given import given_images, require_inputs
 from vdu.bench.suite import Run, Suite, result_path, zoo_model
 from vdu.errors import VduError
-from vdu.hashing import source_sha256
-from vdu.methods import find_method
+from vdu.methods import find_method, own_source_sha256
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing
 from vdu.quiet import quiet
@@ -89,8 +88,8 @@ def _result(suite: Suite, runs: Runs, run: Run) -> tuple[dict[str, Any], Image.I
 
 def _asked(suite: Suite, run: Run) -> dict[str, Any]:
     """What a run is made and measured with, as far as it is not the default."""
-    name = run.arm.method
-    own = {"source of the method": source_sha256(find_method(name).build)} if ":" in name else {}
+    source = own_source_sha256(find_method(run.arm.method))
+    own = {"source of the method": source} if source else {}
     return {"arm": run.arm.model_dump(mode="json", exclude_defaults=True)} | suite.asked | own
 
 

@@ -106,13 +106,8 @@ class Suite(BaseModel):
     def asked(self) -> dict[str, Any]:
         """What every run is made and measured with."""
         concept = self.concept.model_dump(mode="json", exclude_defaults=True) if self.concept else None
-        judged_by = {"detector": self.detector, "reference": self.reference and str(self.reference)}
-        return {
-            "model": self.model,
-            "samples": self.samples,
-            "sampler_steps": self.sampler_steps,
-            "concept": concept,
-        } | judged_by
+        others = {"model", "samples", "sampler_steps", "detector", "reference"}
+        return self.model_dump(mode="json", include=others) | {"concept": concept}
 
     def last_checkpoints(self, count: int) -> list[Path]:
         """The ``count`` latest, by name. Raises `VduError` where there are fewer."""

@@ -87,11 +87,11 @@ def _yardstick(
                 raise VduError(f"{name} needs a detector: give --detector too")
         return Yardstick(None, None, None)
     judge.check(backbone.shape)
-    name = most_seen_class(judge, images) if target is None else judge.class_names[judge.class_index(target)]
     if target is not None:
         found = int((judge(images.images).predicted == judge.class_index(target)).sum())
         if 2 * found < len(images):
-            typer.echo(f"notice: the detector sees class {name} in {found} of the {len(images)} forget images only")
+            typer.echo(f"notice: the detector sees class {target} in {found} of the {len(images)} forget images only")
+    name = most_seen_class(judge, images) if target is None else target
     path = reference or (zoo.shipped_reference if zoo and not detector else None)
     real = load_reference(path, judge, backbone.shape, skip_unreadable=skip_unreadable) if path else None
     return Yardstick(judge, name, real)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vdu.errors import VduError, nearest
+from vdu.hashing import source_sha256
 from vdu.methods import (
     capped_ascent,
     concept_ablation,
@@ -32,7 +33,7 @@ from vdu.named_object import named_object
 from vdu.objective.contract import Method, MethodSettings
 from vdu.weights.parameters import LORA
 
-__all__ = ["METHODS", "find_method", "make_settings"]
+__all__ = ["METHODS", "find_method", "make_settings", "own_source_sha256"]
 
 METHODS: dict[str, Method] = {
     m.name: m
@@ -72,6 +73,11 @@ def find_method(name: str | Method) -> Method:
     if name not in METHODS:
         raise VduError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def own_source_sha256(method: Method) -> str | None:
+    """Of the file of a user's own method; None for one of vdu's, which the version tells."""
+    return None if method in METHODS.values() else source_sha256(method.build)
 
 
 def make_settings(method: Method, values: dict[str, Any]) -> MethodSettings:

@@ -77,7 +77,7 @@ def _quality_clause(evaluation: dict[str, Any]) -> str:
 def _evaluated_verdict(evaluation: dict[str, Any]) -> str:
     name, count, done = f"class {evaluation['target']}", evaluation["samples"], forgot(evaluation)
     quality, pul = _quality_clause(evaluation), evaluation.get("pul") or {}
-    if done is None and not evaluation.get("count_before"):
+    if finite(pul.get("value")) is None:
         found = f"the detector found it in {evaluation.get('count_before', 'none')} of the original's {count} pictures"
         return f"Whether the model forgot {name} cannot be said: {found}; {quality}."
     shares = [percent(value_of(evaluation, share)) for share in ("share_before", "share_after")]
