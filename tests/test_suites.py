@@ -1,11 +1,13 @@
 """Suites are read, and their results shown."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vdu.bench.given import require_inputs
-from vdu.bench.suite import read_suite, result_path
+from vdu.bench.runner import _is_made
+from vdu.bench.suite import SUITES, read_suite, result_path
 from vdu.bench.tables import render
 from vdu.errors import VduError
 
@@ -75,3 +77,12 @@ def test_two_methods_whose_rows_would_be_one_file_are_refused(tmp_path):
     suite.write_text(head + '[methods."ga 1/2"]\nmethod = "ga"\n')
     (run,) = read_suite(str(suite)).runs()
     assert result_path(tmp_path, read_suite(str(suite)), run) == tmp_path / "mine" / "ga-1-2-3-0.json"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.toml")))
+def test_no_row_that_is_shipped_is_taken_for_one_of_other_settings(name):
+    suite = read_suite(name)
+    paths = [(run, result_path(Path(__file__).parent.parent / "results", suite, run)) for run in suite.runs()]
+    there = [(run, path) for run, path in paths if path.is_file()]
+    assert there
+    assert all(_is_made(suite, run, path) for run, path in there)

@@ -90,7 +90,13 @@ def _asked(suite: Suite, run: Run) -> dict[str, Any]:
     """What a run is made and measured with, as far as it is not the default."""
     source = own_source_sha256(find_method(run.arm.method))
     own = {"source of the method": source} if source else {}
-    return {"arm": run.arm.model_dump(mode="json", exclude_defaults=True)} | suite.asked | own
+    asked = suite.asked | {"concept": _used(suite.asked["concept"], run)}
+    return {"arm": run.arm.model_dump(mode="json", exclude_defaults=True)} | asked | own
+
+
+def _used(concept: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:
+    """Without the things that this run's prompts do not ask for."""
+    return concept if concept is None or run.arm.things else {k: v for k, v in concept.items() if k != "things"}
 
 
 def _is_made(suite: Suite, run: Run, path: Path) -> bool:
@@ -102,7 +108,7 @@ def _is_made(suite: Suite, run: Run, path: Path) -> bool:
         return False
     asked = _asked(suite, run)
     for name, value in (found.get("asked") or {}).items():  # an older file says less
-        if value != asked.get(name):
+        if (_used(value, run) if name == "concept" else value) != asked.get(name):
             what = "settings" if name == "arm" else name.replace("_", " ")
             raise VduError(f"{path} was made with other {what}: remove it, or give another --results")
     return True
