@@ -64,15 +64,14 @@ def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbo
         assert bank.earliest(0.5) == early * len(forget)
 
 
-@pytest.mark.parametrize(("most", "draws"), [(6144, 12), (48, 6)])
+@pytest.mark.parametrize(("items", "draws"), [(3072, 12), (24, 6)])
 def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_made(
-    backbone, forget, monkeypatch, most, draws
+    backbone, forget, monkeypatch, items, draws
 ):
     for module in ("preparation", "early_banks"):
         monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", fill_bank)  # elsewhere smaller
-    monkeypatch.setattr("vdu.preparation.early_banks.MOST_ITEMS", most)
     monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
-    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
+    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
     c = responsibilities(preparation.forget_bank, judged, 3)
     torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)

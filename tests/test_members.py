@@ -88,7 +88,7 @@ def test_new_pictures_are_judged_by_a_head_that_has_learned_c_from_the_own_sampl
     monkeypatch.setattr("vdu.preparation.discriminator.STEPS", 100)
     own = (torch.arange(40) % 5 == 0).float()
     new = (torch.arange(24) % 3 == 0).float()
-    c = EarlyBanks(None, 0, "fp32").judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
+    c = EarlyBanks(None, 0, "fp32", 10).judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
     assert c.shape == (24,)
     assert float(c[new == 1].min()) > 0.5 > float(c[new == 0].max())
 

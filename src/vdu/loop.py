@@ -30,6 +30,7 @@ from vdu.records import read_record
 from vdu.seeding import generator
 from vdu.weights.checkpoint import check_state, load_state, save_state
 from vdu.weights.ema import ema_update
+from vdu.weights.optimizers import OPTIMIZERS
 from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop"]
@@ -98,7 +99,7 @@ class _Run:
         self.average = _copy(network) if settings.ema_decay else network
         self.best = _copy(network) if guard else self.average
         self.trained = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trained, lr=settings.learning_rate)
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.trained, lr=settings.learning_rate)
         self.history: list[StepRecord] = []
         self.checks: list[Check] = []
 

@@ -25,6 +25,7 @@ from vdu.objective.stability import WeightStability
 from vdu.precision import autocast
 from vdu.preparation.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
 from vdu.text.closed_form import ClosedForm
+from vdu.weights.optimizers import OptimizerName
 
 __all__ = [
     "Count",
@@ -55,7 +56,8 @@ class MethodSettings(BaseModel):
 
     steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
     batch_size: Count = Field(32, description="images per term and step")
-    learning_rate: Positive = Field(1e-4, description="of Adam")
+    optimizer: OptimizerName = Field("adam", description="muon needs fewer steps, at other rates")
+    learning_rate: Positive = Field(1e-4, description="of the optimizer")
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate over the steps")
     max_gradient_norm: Positive = Field(1.0, description="longer gradients are cut to it")
     ema_decay: Fraction = Field(0.0, description="0 hands out the last weights instead of their average")
