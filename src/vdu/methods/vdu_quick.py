@@ -28,7 +28,7 @@ class Settings(vdu_bayes.Settings):
     batch_size: Count = 16
     own_samples: Samples = Field(384, description="as of `vdu`; 256 with text")
     bank_items: Count = 1536
-    score_steps: Count = Field(30, description="as of `vdu`; 50 with text")
+    score_steps: Count = Field(20, description="as of `vdu`; 50 with text")
     inversion_steps: int = Field(40, ge=0)
     guard_every_steps: int = Field(150, ge=0)
 
