@@ -14,6 +14,7 @@ from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
 from vdu.objective.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
 from vdu.preparation.discriminator import fit_head
+from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.preparation import Preparation
 from vdu.preparation.responsibility import responsibilities
 from vdu.seeding import generator
@@ -73,7 +74,8 @@ def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_m
     monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
-    c = responsibilities(preparation.forget_bank, judged, 3)
+    early = EarlyBanks(backbone, 3, "fp32", items)
+    c = responsibilities(early.bank_of_forget(forget, preparation.forget_bank), judged, 3)
     torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
 
 

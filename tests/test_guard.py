@@ -252,8 +252,15 @@ def test_a_run_that_begins_elsewhere_still_hands_the_original_back(backbone, for
             torch.testing.assert_close(p, original + 0.5)
 
 
-def test_what_a_run_begins_with_is_done_once_when_it_is_resumed(backbone, tmp_path):
-    settings = {"guard_every_steps": 0, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_what_a_run_begins_with_is_done_once_when_it_is_resumed(backbone, tmp_path, optimizer):
+    settings = {
+        "optimizer": optimizer,
+        "guard_every_steps": 0,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+    }
 
     def run(steps, folder):
         objective = Objective(0.0, _Drift(backbone), start=_Elsewhere())

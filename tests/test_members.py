@@ -163,7 +163,7 @@ def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_
 
 def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
     x_0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1, "own_sampler_steps": 1}
+    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1}
     preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
     asked, rounds, samples_of = [], [], Preparation.samples_of
 
