@@ -188,8 +188,10 @@ def unlearn_command(
         refuse_overlap(out, state)
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     backbone = open_model(model, prompts, config)
-    if backbone.prompts is not None and not any(backbone.prompts.neutral):
-        typer.echo("notice: without --neutral-prompts the empty prompt alone holds what is to stay")
+    if backbone.prompts is not None:
+        settings = settings.for_text()
+        if not any(backbone.prompts.neutral):
+            typer.echo("notice: without --neutral-prompts the empty prompt alone holds what is to stay")
     check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
     yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
