@@ -14,7 +14,6 @@ from vdu.errors import VduError
 from vdu.methods import find_method, make_settings
 from vdu.objective.bayes_target import BayesTarget, _weight, guided_until, velocity_weight
 from vdu.preparation.discriminator import fit_head
-from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.preparation import Preparation
 from vdu.preparation.responsibility import responsibilities
 from vdu.seeding import generator
@@ -65,17 +64,17 @@ def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbo
         assert bank.earliest(0.5) == early * len(forget)
 
 
-@pytest.mark.parametrize(("items", "draws"), [(3072, 12), (24, 6)])
+@pytest.mark.parametrize(("most", "draws"), [(6144, 12), (48, 6)])
 def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_made(
-    backbone, forget, monkeypatch, items, draws
+    backbone, forget, monkeypatch, most, draws
 ):
     for module in ("preparation", "early_banks"):
         monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", fill_bank)  # elsewhere smaller
+    monkeypatch.setattr("vdu.preparation.early_banks.MOST_ITEMS", most)
     monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
-    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
+    preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
-    early = EarlyBanks(backbone, 3, "fp32", items)
-    c = responsibilities(early.bank_of_forget(forget, preparation.forget_bank), judged, 3)
+    c = responsibilities(preparation.forget_bank, judged, 3)
     torch.testing.assert_close(preparation.responsibilities, c, rtol=0, atol=0)
 
 

@@ -88,7 +88,7 @@ def test_new_pictures_are_judged_by_a_head_that_has_learned_c_from_the_own_sampl
     monkeypatch.setattr("vdu.preparation.discriminator.STEPS", 100)
     own = (torch.arange(40) % 5 == 0).float()
     new = (torch.arange(24) % 3 == 0).float()
-    c = EarlyBanks(None, 0, "fp32", 10).judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
+    c = EarlyBanks(None, 0, "fp32").judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
     assert c.shape == (24,)
     assert float(c[new == 1].min()) > 0.5 > float(c[new == 0].max())
 
@@ -163,7 +163,7 @@ def test_words_that_only_chance_chose_are_found_out_and_what_says_a_name_counts_
 
 def test_named_members_are_what_a_run_is_told(backbone, monkeypatch):
     x_0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1}
+    few = {"own_count": 64, "score_steps": 1, "inversion_steps": 1, "own_sampler_steps": 1}
     preparation = Preparation(backbone, Clean(x_0, torch.zeros(3, dtype=torch.long)), 0, **few)
     asked, rounds, samples_of = [], [], Preparation.samples_of
 

@@ -73,7 +73,6 @@ class Request:
             own_count=self.values.own_samples,
             bank_items=self.values.bank_items,
             score_steps=self.values.score_steps,
-            score_optimizer=self.values.optimizer,
             given_share=self.share,
             given_posterior=given.posterior,
             given_retain=given.kept(self.backbone),

@@ -19,23 +19,21 @@ from vdu.preparation.responsibility import EARLY
 
 __all__ = ["EarlyBanks"]
 
-DRAWS = 12
-MOST_OF_BANK = 2  # early pictures of all, as a multiple of the items of a bank for training
+DRAWS, MOST_ITEMS = 12, 6144
 FEWEST_DRAWS = 6
 
 
 @dataclass(frozen=True)
 class EarlyBanks:
-    """Makes and asks them, for one original, seed and precision; ``items``: of a bank for training."""
+    """Makes and asks them, for one original, seed and precision."""
 
     backbone: Backbone
     seed: int
     precision: str
-    items: int
 
     def bank(self, x_0: Tensor, stream: str, items: int | None = None) -> NoisedBank:
         """Early noised pictures of ``x_0`` ``(N, *latent_shape)``, a dozen each unless there are many."""
-        items = min(DRAWS * len(x_0), MOST_OF_BANK * self.items) if items is None else items
+        items = min(DRAWS * len(x_0), MOST_ITEMS) if items is None else items
         return fill_bank(
             self.backbone,
             x_0,
@@ -47,10 +45,10 @@ class EarlyBanks:
             features_only=True,
         )
 
-    def bank_of_forget(self, x_0: Tensor, training: NoisedBank) -> NoisedBank:
-        """The bank for ``training`` where it holds enough early pictures of each of ``x_0``, else one of its own."""
+    def bank_of_forget(self, x_0: Tensor, training: NoisedBank, items: int) -> NoisedBank:
+        """The bank for ``training`` where it holds enough early pictures of each of ``x_0``, else one of ``items``."""
         enough = training.earliest(EARLY) >= FEWEST_DRAWS * training.images
-        return training if enough else self.bank(x_0, "judged-forget", self.items)
+        return training if enough else self.bank(x_0, "judged-forget", items)
 
     def judge(self, bank: NoisedBank, c: Tensor, forget: NoisedBank, own: NoisedBank) -> Tensor:
         """c ``(N,)`` of the pictures of ``bank``, by a head that has learned ``c`` ``(M,)`` from own samples."""

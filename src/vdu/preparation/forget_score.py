@@ -1,6 +1,6 @@
 """The score of the forget set, ε_f: a copy of the network that is briefly fine-tuned on D_f.
 
-    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, at a cosine rate to zero, at the times it is used
+    min E_{x ~ D_f, t, ε} ‖y − f_θ(x_t, t, ∅)‖²,  few steps from θ*, Adam with a cosine to zero, at the times it is used
 
 Without prompts, also where the images have captions: ε_f stands beside what the model makes unasked.
 Few steps: enough to move towards what the images share, too few to learn them by heart. Of a large network it may be a
@@ -9,6 +9,7 @@ LoRA beside the original's weights (`vdu.backbone.low_rank`) in place of a whole
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from vdu.backbone import Backbone
@@ -17,15 +18,14 @@ from vdu.diffusion.noising import Clean
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.weights.gradients import descend, trained
-from vdu.weights.optimizers import OPTIMIZERS, OptimizerName
 from vdu.weights.parameters import LORA, trained_copy
 from vdu.weights.schedules import cosine_to_zero
 
 __all__ = ["fit_forget_score"]
 
 BATCH_SIZE = 32
-LEARNING_RATE: dict[OptimizerName, float] = {"adam": 3e-4, "muon": 1e-3}
-LORA_LEARNING_RATE = 1e-3  # a LoRA is customarily trained at several times Adam's rate; not measured here
+LEARNING_RATE = 3e-4
+LORA_LEARNING_RATE = 1e-3  # a LoRA is customarily trained at several times the rate of whole weights; not measured here
 
 
 def fit_forget_score(
@@ -34,7 +34,6 @@ def fit_forget_score(
     seed: int,
     *,
     steps: int,
-    optimizer: OptimizerName = "adam",
     until: float = 1.0,
     precision: str = "fp32",
     lora_rank: int | None = None,
@@ -45,12 +44,12 @@ def fit_forget_score(
     With a ``lora_rank`` a LoRA of that rank is trained, else everything.
     """
     network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
-    learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE[optimizer]
+    learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
     unasked, batch_size = Denoising(backbone, Clean(forget.x_0), until), min(BATCH_SIZE, backbone.largest_batch)
-    moved = OPTIMIZERS[optimizer](trained(network), lr=learning_rate)
+    optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
     for step in range(steps):
         with autocast(network, precision):
             loss = unasked(network, batch_size, generator(seed, "forget-score", step))
-        moved.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
-        descend(moved, loss)
+        optimizer.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
+        descend(optimizer, loss)
     return network.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vdu.backbone import Backbone
 from vdu.diffusion.noised_bank import BANK_ITEMS, FEWEST_DRAWS, NoisedBank, fill_bank, spread
 from vdu.diffusion.noising import Clean
-from vdu.diffusion.sampling import sample
+from vdu.diffusion.sampling import DEFAULT_STEPS, sample
 from vdu.posterior import Posterior
 from vdu.preparation.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.preparation.early_banks import EarlyBanks
@@ -28,7 +28,6 @@ from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, Aske
 from vdu.text.closed_form import ClosedForm
 from vdu.text.search import find_asking
 from vdu.text.vocabulary import gains_on_some
-from vdu.weights.optimizers import OptimizerName
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -54,8 +53,8 @@ class Preparation:
     own_count: int = OWN_SAMPLES
     bank_items: int = BANK_ITEMS
     score_steps: int = SCORE_STEPS
-    score_optimizer: OptimizerName = "adam"
     inversion_steps: int = 0
+    own_sampler_steps: int = DEFAULT_STEPS
     given_share: float | None = None
     given_posterior: Posterior | None = None
     given_retain: Clean | None = None
@@ -120,6 +119,7 @@ class Preparation:
             self.backbone.network,
             count,
             self.seed,
+            steps=self.own_sampler_steps,
             precision=self.precision,
             conditions=asked,
             purpose=purpose,
@@ -204,8 +204,8 @@ class Preparation:
         """
         training, own, share, asking = self.forget_bank, self.own_samples.x_0, self._known_share, self.asking
         self.begin("finding the undesired part of its images")
-        early = EarlyBanks(self.backbone, self.seed, self.precision, self.bank_items)
-        forget = early.bank_of_forget(spread(self.forget, training.images).x_0, training)
+        early = EarlyBanks(self.backbone, self.seed, self.precision)
+        forget = early.bank_of_forget(spread(self.forget, training.images).x_0, training, self.bank_items)
         judged, prompts = early.bank(own, "judged"), self.own_prompts
         weigh = partial(responsibilities, forget, judged, self.seed, made_of=prompts.found_from if prompts else None)
 
@@ -274,7 +274,6 @@ class Preparation:
             self.forget,
             self.seed,
             steps=self.score_steps,
-            optimizer=self.score_optimizer,
             until=until,
             precision=self.precision,
             lora_rank=self.lora_rank,
