@@ -31,7 +31,7 @@ class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
     steps: Count = 150
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam; 1e-4 with text")
+    learning_rate: float = Field(2e-4, gt=0, description="of the optimizer; 1e-4 with text")
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
     own_samples: Samples = Field(1024, description="samples of the original to learn from; 512 with text")

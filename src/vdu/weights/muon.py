@@ -65,7 +65,9 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
         state = self.state[parameter]
-        momentum = state.setdefault("momentum", torch.zeros_like(parameter)).lerp_(gradient, 1 - MOMENTUM)
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(momentum, MOMENTUM)
         matrix = ahead.reshape(1, -1) if ahead.ndim < 2 else ahead.flatten(1)
         scale = ROOT_MEAN_SQUARE * math.sqrt(max(matrix.shape))
