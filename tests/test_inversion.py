@@ -130,6 +130,10 @@ def test_own_samples_weigh_more_and_are_no_target_where_text_is_read():
     for name, own, steps in (("vdu", 512, 100), ("vdu-quick", 256, 50)):
         with_text = make_settings(find_method(name), {}).for_text()
         assert (with_text.own_samples, with_text.score_steps) == (own, steps)
+    quick = make_settings(find_method("vdu-quick"), {})
+    assert (quick.optimizer, quick.steps, quick.learning_rate) == ("muon", 75, 5e-4)
+    quick = quick.for_text()
+    assert (quick.optimizer, quick.steps, quick.learning_rate) == ("adam", 150, 1e-4)
     given = make_settings(vdu, {"gamma": 0.6}).for_text()
     assert (given.gamma, given.strength, given.retained_samples) == (0.6, 2.5, False)
     assert make_settings(vdu, {}).retained_samples

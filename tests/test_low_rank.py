@@ -119,9 +119,10 @@ def test_the_forget_score_of_a_lora_run_is_a_lora_and_learns(pipeline):
     assert sum(p.data_ptr() not in held for p in score.parameters()) == len(factors(score))
 
 
-def test_a_ddpm_with_attention_has_a_lora_too_but_no_lora_file(forget, few_samples, tmp_path):
+@pytest.mark.parametrize("method", ["ga", "vdu-quick"])  # by Adam, and by Muon
+def test_a_ddpm_with_attention_has_a_lora_too_but_no_lora_file(method, forget, few_samples, tmp_path):
     original = make_ddpm()
-    result = unlearn(original, forget, "ga", settings=SHORT | LORA, share=0.2, precision="fp32")
+    result = unlearn(original, forget, method, settings=SHORT | LORA, share=0.2, precision="fp32")
     assert weights_sha256(result.pipeline.unet) != weights_sha256(original.unet)
     with pytest.raises(VduError, match="no load_lora_weights"):
         result.save(tmp_path / "out", form="lora")
