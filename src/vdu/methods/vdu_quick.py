@@ -1,7 +1,7 @@
 """`vdu-quick`: `vdu` with two fifths of the work, for a first look or a slow machine.
 
-Fewer own samples and noised pictures, smaller batches, and half of the steps, along orthogonalised gradients
-(`vdu.weights.muon`).
+Fewer own samples and noised pictures, smaller batches, and, without text, half of the steps, along orthogonalised
+gradients (`vdu.weights.muon`).
 """
 
 from __future__ import annotations
