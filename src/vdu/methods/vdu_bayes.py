@@ -21,7 +21,7 @@ from torch import nn
 from vdu.diffusion.noised_bank import NoisedBank
 from vdu.errors import VduError
 from vdu.objective.bayes_target import BayesTarget, guided_until
-from vdu.objective.contract import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Samples
+from vdu.objective.contract import Count, Fraction, Method, MethodSettings, NotNegative, Objective, Positive, Samples
 from vdu.preparation.preparation import OWN_SAMPLES, SCORE_STEPS, Preparation
 
 __all__ = ["METHOD"]
@@ -31,7 +31,7 @@ class Settings(MethodSettings):
     """Defaults measured with forget images alone."""
 
     steps: Count = 150
-    learning_rate: float = Field(2e-4, gt=0, description="of the optimizer; 1e-4 with text")
+    learning_rate: Positive = Field(2e-4, description="of the optimizer; 1e-4 with text")
     schedule: Literal["constant", "cosine"] = "cosine"
     ema_decay: Fraction = 0.9
     own_samples: Samples = Field(1024, description="samples of the original to learn from; 512 with text")
@@ -40,8 +40,8 @@ class Settings(MethodSettings):
     guard_every_steps: int = Field(75, ge=0)
     stop_share: NotNegative | None = None
     gamma: float = Field(0.6, ge=0, le=1, description="weight of own samples against forget images; 0.75 with text")
-    strength: float = Field(
-        5.0, gt=0, description="factor on the odds where few own samples are possible; 1: Bayes; 2.5 with text"
+    strength: Positive = Field(
+        5.0, description="factor on the odds where few own samples are possible; 1: Bayes; 2.5 with text"
     )
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     retained_samples: bool = Field(True, description="aim by own samples where they know more; not with text")

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from vdu.methods import vdu_bayes
-from vdu.objective.contract import Count, Method, Objective, Samples
+from vdu.objective.contract import Count, Method, Objective, Positive, Samples
 from vdu.preparation.preparation import Preparation
 from vdu.weights.optimizers import OptimizerName
 
@@ -25,7 +25,7 @@ class Settings(vdu_bayes.Settings):
     steps: Count = Field(75, description="150 with text")
     batch_size: Count = 16
     optimizer: OptimizerName = Field("muon", description="adam with text")
-    learning_rate: float = Field(5e-4, gt=0, description="of muon; adam takes 2e-4 and 150 steps, with text 1e-4")
+    learning_rate: Positive = Field(5e-4, description="of muon; adam takes 2e-4 and 150 steps, with text 1e-4")
     own_samples: Samples = Field(384, description="as of `vdu`; 256 with text")
     bank_items: Count = 1536
     score_steps: Count = Field(30, description="as of `vdu`; 50 with text")
