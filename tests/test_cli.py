@@ -128,10 +128,11 @@ def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     assert f"unlearning.json IS NOT OF THESE WEIGHTS: its result_sha256 is {second['unlearned_sha256']}" in err
 
 
-def test_forget_images_in_which_the_detector_does_not_see_the_target_are_a_notice(folder, monkeypatch, capsys):
+def test_forget_images_without_the_target_and_a_share_without_use_are_notices(folder, monkeypatch, capsys):
     asked = ("--detector", "test_cli:brightness", "--method", "ga", "--target")
-    _, out, _ = unlearn_short(monkeypatch, capsys, folder, *asked, "dark")
+    _, out, _ = unlearn_short(monkeypatch, capsys, folder, *asked, "dark", "--set", "guard_every_steps=0")
     assert "notice: the detector sees class dark in 0 of the 4 forget images only" in out.splitlines()[0]
+    assert "notice: nothing that ga asked for made use of --share" in out
     _, out, _ = unlearn_short(monkeypatch, capsys, folder, *asked, "bright", "--overwrite")
     assert "notice" not in out
 

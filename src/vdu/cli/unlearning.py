@@ -227,6 +227,8 @@ def unlearn_command(
         typer.echo(f"the result could not be measured; it is in {out}, without figures", err=True)
         raise
     _save(result, out, overwrite, save)
+    if share is not None and result.record["share_source"] is None:
+        typer.echo(f"notice: nothing that {method} asked for made use of --share")
     _tell_outcome(result.record, result.evaluation.record if result.evaluation else None)
     typer.echo(f"\n{save}: {out}   report: {out / 'report.html'}")
 
