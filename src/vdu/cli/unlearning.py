@@ -227,9 +227,7 @@ def unlearn_command(
         typer.echo(f"the result could not be measured; it is in {out}, without figures", err=True)
         raise
     _save(result, out, overwrite, save)
-    if share is not None and result.record["share_source"] is None:
-        typer.echo(f"notice: nothing that {method} asked for made use of --share")
-    _tell_outcome(result.record, result.evaluation.record if result.evaluation else None)
+    _tell_outcome(result.record, result.evaluation.record if result.evaluation else None, share)
     typer.echo(f"\n{save}: {out}   report: {out / 'report.html'}")
 
 
@@ -242,7 +240,7 @@ def _save(result: Result, out: Path, overwrite: bool, form: str) -> None:
         raise
 
 
-def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None, given_share: float | None = None) -> None:
     """How the run ended, on what share of the original's images it went, and the verdict."""
     from vdu.report.verdict import cautions, verdict
 
@@ -251,6 +249,8 @@ def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None) -> 
         known = "assumed: one image cannot say; --share sets it" if source == "assumed" else source
         made = "makes without being asked for it" if record.get("prompts") else "makes"
         typer.echo(f"undesired share of what the original {made}: {record['share']:.1%} ({known})")
+    elif given_share is not None:
+        typer.echo(f"notice: nothing that {record['method']} asked for made use of --share")
     if record.get("words_found"):
         typer.echo(f"words that bring it, told by what is made of prompts: {quoted_prompts(record['words_found'])}")
     typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
