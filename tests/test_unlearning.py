@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from vdu import VduError, unlearn
-from vdu.backbone import load_backbone, weights_sha256
+from vdu.backbone import load_backbone, source_of, weights_sha256
 from vdu.diffusion.sampling import sample
 from vdu.evaluation.comparison import Sampler
 from vdu.methods import METHODS
@@ -332,6 +332,13 @@ def test_passes_are_counted_a_backward_pass_as_two(method, each, forget):
 def test_arguments_of_another_kind_are_one_line(given, said, forget):
     with pytest.raises(VduError, match=said):
         unlearn(make_pipeline(), forget, "ga", **given)
+
+
+def test_a_pipeline_object_is_named_by_where_it_was_read_from(tmp_path):
+    pipeline = make_pipeline()
+    assert source_of(pipeline) == "DDPMPipeline"
+    pipeline.save_pretrained(tmp_path)
+    assert source_of(DDPMPipeline.from_pretrained(tmp_path)) == source_of(tmp_path) == str(tmp_path)
 
 
 def test_a_result_says_in_a_line_what_it_is(forget):

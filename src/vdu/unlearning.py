@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vdu import __version__
-from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.low_rank import factors
 from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
@@ -193,7 +193,7 @@ def unlearn(
         check_resumable(folder, run_digest(values, seed, precision, identity))
     if on_stage:
         on_stage("preparing")
-    name = zoo.name if zoo else str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    name = zoo.name if zoo else source_of(model)
     return _carry_out(request, network, name, started, identity, folder, on_step)
 
 

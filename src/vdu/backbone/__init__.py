@@ -7,6 +7,6 @@
 from __future__ import annotations
 
 from vdu.backbone.contract import Backbone, placed, weights_sha256
-from vdu.backbone.loading import load_backbone
+from vdu.backbone.loading import load_backbone, source_of
 
-__all__ = ["Backbone", "load_backbone", "placed", "weights_sha256"]
+__all__ = ["Backbone", "load_backbone", "placed", "source_of", "weights_sha256"]

@@ -19,7 +19,7 @@ from vdu.errors import VduError, in_one_line, nearest
 from vdu.model_zoo import named_model
 from vdu.prompts import Prompts
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "source_of"]
 
 SUPPORTED: dict[str, type[Backbone]] = {
     "DDPMPipeline": DDPMBackbone,
@@ -89,6 +89,16 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
             ) from error
         wanted = "it must be whole, with its weights as safetensors"
         raise VduError(f"cannot load {path} as a diffusers pipeline ({said}): {wanted}") from error
+
+
+def source_of(model: Any) -> str:
+    """What a record calls ``model``: as it was given; of a pipeline object, the folder or hub id that it was read from.
+
+    Its class where it was put together in Python.
+    """
+    if isinstance(model, (str, Path)):
+        return str(model)
+    return str(model.config.get("_name_or_path") or type(model).__name__)
 
 
 def load_backbone(model: Any, prompts: Prompts | None = None, config: str | Path | None = None) -> Backbone:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vdu.backbone import Backbone, load_backbone, weights_sha256
+from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.errors import VduError
 
 __all__ = ["Teacher", "load_teacher"]
@@ -56,5 +55,4 @@ def load_teacher(model: Any, backbone: Backbone) -> Teacher:
     digest = weights_sha256(other.network)
     if digest == weights_sha256(backbone.network):
         raise VduError("the teacher is the model itself: give a model of the undesired content alone")
-    named = str(model) if isinstance(model, (str, Path)) else type(model).__name__
-    return Teacher(other.network, digest, named)
+    return Teacher(other.network, digest, source_of(model))

@@ -248,8 +248,11 @@ def _from_tensor(images: Tensor, shape: tuple[int, int, int], called: str) -> tu
         raise VduError(f"the {called} tensor has values that are not finite")
     if images.abs().max() > 1:
         raise VduError(f"the {called} tensor has values outside [-1, 1]: scale it as the model's training images were")
-    said = "no value of the tensor is below 0: images in [0, 1] must be scaled to [-1, 1]"
-    return images.detach().cpu().float(), {said} if images.min() >= 0 else set()
+    if images.min() < 0:
+        return images.detach().cpu().float(), set()
+    said = f"no value of the {called} tensor is below 0: images in [0, 1] must be scaled to [-1, 1]"
+    warnings.warn(said, stacklevel=2)  # a tensor comes from Python, where nobody prints notices
+    return images.detach().cpu().float(), {said}
 
 
 def load_image_set(
