@@ -19,7 +19,7 @@ ROW_KEYS = {
 
 def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
     suite = read_suite("mnist-digits")
-    # Four methods on ten digits, nine on four, three seeds each.
+    # Five methods on ten digits, nine on four, three seeds each.
     assert len(list(suite.runs())) == (5 * 10 + 9 * 4) * 3
     with pytest.raises(VduError, match="did you mean 'mnist-digits'"):
         read_suite("mnist-digit")
