@@ -72,13 +72,15 @@ class Backbone(ABC):
 
     Attributes: ``network`` (frozen original), ``shape`` of its pictures ``(C, H, W)``, ``latent_shape`` of ``x_0``,
     ``alpha_bar`` ``(T,)``, ``prediction_type``, ``prompts`` (None: it takes no text), ``largest_batch`` (the most that
-    is put through the network at once where the batch does not matter), ``passes`` (what any network was asked through
-    it, in passes of one image; a backward pass is two).
+    is put through the network at once where the batch does not matter), ``largest_features`` (whether features hold the
+    largest values of inner maps beside their means), ``passes`` (what any network was asked through it, in passes of
+    one image; a backward pass is two).
     """
 
     passes: int = 0
 
     largest_batch: int = 256
+    largest_features: bool = False
     shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     prompts: Prompts | None = None
@@ -209,13 +211,13 @@ class Backbone(ABC):
 
         Features ``(B, D)`` are those of `vdu.backbone.features`.
         """
-        with features_taken(self.network) as taken, torch.no_grad():
+        with features_taken(self.network, largest=self.largest_features) as taken, torch.no_grad():
             output = self.output(self.network, x_t, t, c)
         return output, torch.cat(taken, dim=1)
 
     def original_features(self, x_t: Tensor, t: Tensor, c: Tensor | None = None) -> Tensor:
         """The features ``(B, D)`` alone, in less time; counted as a whole pass."""
-        with features_taken(self.network, alone=True) as taken, torch.no_grad():
+        with features_taken(self.network, alone=True, largest=self.largest_features) as taken, torch.no_grad():
             self._output(self.network, x_t, t, c)
         self.passes += len(x_t)
         return torch.cat(taken, dim=1)

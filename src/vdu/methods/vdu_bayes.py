@@ -46,6 +46,7 @@ class Settings(MethodSettings):
     rho_max: float = Field(0.9, gt=0, lt=1, description="largest ρ: bounds the guidance at ρ/(1 − ρ)")
     retained_samples: bool = Field(True, description="aim by own samples where they know more; not with text")
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
+    largest_features: bool = Field(False, description="tell the undesired by the largest values of inner maps too")
 
     with_text: ClassVar[dict[str, Any]] = {
         "gamma": 0.75,
@@ -65,6 +66,7 @@ class Settings(MethodSettings):
 def build(settings: Settings, preparation: Preparation, network: nn.Module) -> Objective:
     """A and B are the same regression on different images."""
     preparation.inversion_steps = settings.inversion_steps
+    preparation.backbone.largest_features = settings.largest_features
     retained = preparation.retained_samples if settings.retained_samples else None
 
     def term(bank: NoisedBank) -> BayesTarget:
