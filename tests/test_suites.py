@@ -86,3 +86,14 @@ def test_no_row_that_is_shipped_is_taken_for_one_of_other_settings(name):
     there = [(run, path) for run, path in paths if path.is_file()]
     assert there
     assert all(_is_made(suite, run, path) for run, path in there)
+
+
+def test_a_row_of_other_defaults_than_those_of_today_is_not_taken_for_made(tmp_path):
+    suite = read_suite("mnist-14")
+    run = next(run for run in suite.runs() if (run.label, run.target) == ("vdu", "3"))
+    shipped = result_path(Path(__file__).parent.parent / "results", suite, run)
+    record = json.loads(shipped.read_text())
+    record["unlearning"]["settings"]["rho_max"] = 0.8
+    (tmp_path / "row.json").write_text(json.dumps(record))
+    with pytest.raises(VduError, match=r"row\.json was made with rho_max = 0\.8, today it would be 0\.9: remove it"):
+        _is_made(suite, run, tmp_path / "row.json")

@@ -24,7 +24,7 @@ from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.given import given_images, require_inputs
 from vdu.bench.suite import Run, Suite, result_path, zoo_model
 from vdu.errors import VduError
-from vdu.methods import find_method, own_source_sha256
+from vdu.methods import find_method, make_settings, own_source_sha256
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing
 from vdu.quiet import quiet
@@ -99,8 +99,17 @@ def _used(concept: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:
     return concept if concept is None or run.arm.things else {k: v for k, v in concept.items() if k != "things"}
 
 
+def _settings(suite: Suite, run: Run) -> dict[str, Any]:
+    """All that its method takes, defaults too."""
+    values = make_settings(find_method(run.arm.method), run.arm.settings)
+    return (values.for_text() if suite.concept else values).model_dump(mode="json")
+
+
 def _is_made(suite: Suite, run: Run, path: Path) -> bool:
-    """Whether its file is there. Raises `VduError` for one of a run that was asked otherwise."""
+    """Whether its file is there.
+
+    Raises `VduError` for one of a run that was asked otherwise, or with other defaults than those of today.
+    """
     if not path.is_file():
         return False
     found = read_record(path)
@@ -111,6 +120,11 @@ def _is_made(suite: Suite, run: Run, path: Path) -> bool:
         if (_used(value, run) if name == "concept" else value) != asked.get(name):
             what = "settings" if name == "arm" else name.replace("_", " ")
             raise VduError(f"{path} was made with other {what}: remove it, or give another --results")
+    taken = _settings(suite, run)
+    for name, value in found["unlearning"]["settings"].items() if "unlearning" in found else ():
+        if value != taken.get(name):
+            differs = f"{name} = {value}, today it would be {taken.get(name)}"
+            raise VduError(f"{path} was made with {differs}: remove it, or give another --results")
     return True
 
 
