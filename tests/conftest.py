@@ -145,6 +145,6 @@ def runs_in_this_process(monkeypatch):
 
     threads = torch.get_num_threads()
     monkeypatch.setattr("vdu.bench.runner._worker_of_process", [])
-    monkeypatch.setattr("vdu.bench.runner.ProcessPoolExecutor", lambda _jobs, _context: ThreadPoolExecutor(1))
+    monkeypatch.setattr("vdu.bench.runner.processes", lambda _jobs: ThreadPoolExecutor(1))
     yield
     torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for bad input, before any work; files where they were asked for."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -85,8 +86,20 @@ def test_an_interrupted_run_says_what_is_left(folder, monkeypatch, capsys):
         assert said in err
 
 
+def test_what_a_scheduler_ends_is_interrupted_as_by_hand(folder, monkeypatch, capsys):
+    monkeypatch.setattr("vdu.unlearning.unlearn", lambda **_: signal.raise_signal(signal.SIGTERM))
+    code, _, err = unlearn_short(monkeypatch, capsys, folder, "--method", "ga")
+    assert (code, "vdu: interrupted: nothing was kept" in err) == (130, True)
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("enforce fail at alloc_cpu.cpp:127"), torch.OutOfMemoryError("out of memory")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127"),
+        RuntimeError("[enforce fail a"),
+        torch.OutOfMemoryError("out of memory"),
+    ],
 )
 def test_no_memory_left_is_one_line(error, folder, monkeypatch, capsys):
     def large(**_):

@@ -9,6 +9,7 @@ __all__ = ["VduError", "in_one_line", "nearest", "out_of_memory"]
 
 MOST_CHARACTERS = 200
 REFUSED = ("out of memory", "alloc", "memory object")  # what torch says of an allocation that it was not given
+REFUSED_ON_CPU = "[enforce fail at alloc_cpu.cpp"  # and where there is no memory left to say it in, the start of it
 
 
 class VduError(Exception):
@@ -30,6 +31,6 @@ def in_one_line(error: Exception) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether ``error`` is of memory that was not there, on whatever device."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(said in str(error) for said in REFUSED)
-    )
+    said = str(error)
+    refused = any(words in said for words in REFUSED) or (said != "" and REFUSED_ON_CPU.startswith(said))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and refused)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch import nn
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.given import given_images, require_inputs
 from vdu.bench.peak_memory import forget_peak, peak_bytes
+from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_name, zoo_model
 from vdu.detector.contract import Detector, load_detector
 from vdu.errors import VduError
@@ -139,7 +138,7 @@ def _in_process(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
 def _measured(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
     """In a process of its own."""
     nothing = dict.fromkeys(("step", "pul", "seconds", "passes", "memory_mb", "threads"))
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with processes(1) as pool:
         try:
             return pool.submit(_in_process, suite, run, samples).result()
         except VduError as error:

@@ -12,11 +12,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -36,6 +34,7 @@ from vdu.bench.memory_modes import (
     write_model,
 )
 from vdu.bench.peak_memory import held_peak, peak_bytes
+from vdu.bench.processes import processes
 from vdu.errors import VduError, nearest, out_of_memory
 from vdu.loop import run_loop
 from vdu.output import require_space
@@ -98,7 +97,7 @@ def _measure(mode: Mode, folder: Path, budget: int | None) -> Measured:
 
 def _in_fresh_process(work: Callable[..., Any], *given: Any) -> Any:
     """What ``work`` returns of what it is ``given``; None where the system ended the process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with processes(1) as pool:
         try:
             return pool.submit(work, *given).result()
         except BrokenProcessPool:

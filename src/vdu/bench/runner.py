@@ -8,11 +8,10 @@ What the suite measures is the protocol's own matter: `ClassRuns` or `ConceptRun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from PIL import Image
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.given import given_images, require_inputs
+from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_path, zoo_model
 from vdu.errors import VduError
 from vdu.methods import find_method, make_settings, own_source_sha256
@@ -163,7 +163,7 @@ def _in_processes(suite: Suite, runs: list[Run], jobs: int) -> Iterator[Made]:
     failed: Exception | None = None
     broken: BrokenProcessPool | None = None
     threads, waiting = max(1, torch.get_num_threads() // jobs), iter(runs)
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with processes(jobs) as pool:
         going = {pool.submit(_make, suite, threads, run) for run in islice(waiting, jobs)}
         while going:
             finished, going = wait(going, return_when=FIRST_COMPLETED)

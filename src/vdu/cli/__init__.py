@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -45,8 +46,16 @@ def _root(version: Version = False) -> None:
     pass
 
 
+def _interrupted(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Entry point: bad input, and a file that cannot be read or written, is one line on stderr and exit code 2."""
+    """Entry point: bad input, and a file that cannot be read or written, is one line on stderr and exit code 2.
+
+    What a scheduler ends a run with (SIGTERM) is taken as Ctrl-C is: nothing is left half written, exit code 130.
+    """
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         code = app(standalone_mode=False)
     except VduError as error:
