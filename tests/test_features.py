@@ -5,6 +5,9 @@ import torch
 from conftest import make_pipeline
 
 from vdu.backbone import load_backbone
+from vdu.diffusion.noising import Clean
+from vdu.methods import find_method, make_settings
+from vdu.preparation.preparation import Preparation
 
 
 def naive_quarters(inner_map: torch.Tensor, largest: bool) -> list[float]:
@@ -31,3 +34,16 @@ def test_features_are_means_of_quarters_and_their_largest_values_where_wanted(la
         naive = [value for inner_map in maps for value in naive_quarters(inner_map[i], largest)]
         torch.testing.assert_close(found[i], torch.tensor(naive), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(backbone.original_features(x_t, t), found)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_vdu_tells_the_undesired_by_them_where_it_is_told_to(forget):
+    dimensions = []
+    for largest in (False, True):
+        backbone = load_backbone(make_pipeline())
+        preparation = Preparation(backbone, Clean(forget), seed=0, own_count=8, bank_items=16, score_steps=1)
+        settings = make_settings(find_method("vdu"), {"largest_features": largest})
+        find_method("vdu").build(settings, preparation, backbone.trainable_copy())
+        dimensions.append({bank.features.shape[1] for bank in (preparation.own_bank, preparation.forget_bank)})
+    (means,), (both,) = dimensions
+    assert both == 2 * means
