@@ -1,6 +1,7 @@
 """Suites are read, and their results shown."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from vdu.bench.runner import _is_made
 from vdu.bench.suite import SUITES, read_suite, result_path
 from vdu.bench.tables import render
 from vdu.errors import VduError
+from vdu.methods import find_method
+from vdu.prompts import Prompts
 
 ROW_KEYS = {
     *("method", "target", "seed", "pul", "pul_low", "pul_high", "share_before", "share_after", "share_none"),
@@ -88,12 +91,29 @@ def test_no_row_that_is_shipped_is_taken_for_one_of_other_settings(name):
     assert all(_is_made(suite, run, path) for run, path in there)
 
 
-def test_a_row_of_other_defaults_than_those_of_today_is_not_taken_for_made(tmp_path):
+@pytest.fixture
+def shipped():
+    """A suite, one of its runs, and the record of that."""
     suite = read_suite("mnist-14")
     run = next(run for run in suite.runs() if (run.label, run.target) == ("vdu", "3"))
-    shipped = result_path(Path(__file__).parent.parent / "results", suite, run)
-    record = json.loads(shipped.read_text())
+    path = result_path(Path(__file__).parent.parent / "results", suite, run)
+    return suite, run, json.loads(path.read_text())
+
+
+def test_a_row_of_other_defaults_than_those_of_today_is_not_taken_for_made(shipped, tmp_path):
+    suite, run, record = shipped
     record["unlearning"]["settings"]["rho_max"] = 0.8
     (tmp_path / "row.json").write_text(json.dumps(record))
     with pytest.raises(VduError, match=r"row\.json was made with rho_max = 0\.8, today it would be 0\.9: remove it"):
         _is_made(suite, run, tmp_path / "row.json")
+
+
+def test_a_row_of_a_model_with_text_is_held_against_the_defaults_with_text(shipped, tmp_path):
+    suite, run, record = shipped
+    record["unlearning"]["prompts"] = asdict(Prompts())
+    (tmp_path / "row.json").write_text(json.dumps(record))
+    with pytest.raises(VduError, match=r"row\.json was made with .*, today it would be"):
+        _is_made(suite, run, tmp_path / "row.json")
+    record["unlearning"]["settings"] |= find_method("vdu").settings.with_text
+    (tmp_path / "row.json").write_text(json.dumps(record))
+    assert _is_made(suite, run, tmp_path / "row.json")

@@ -99,10 +99,10 @@ def _used(concept: dict[str, Any] | None, run: Run) -> dict[str, Any] | None:
     return concept if concept is None or run.arm.things else {k: v for k, v in concept.items() if k != "things"}
 
 
-def _settings(suite: Suite, run: Run) -> dict[str, Any]:
+def _settings(run: Run, takes_text: bool) -> dict[str, Any]:
     """All that its method takes, defaults too."""
     values = make_settings(find_method(run.arm.method), run.arm.settings)
-    return (values.for_text() if suite.concept else values).model_dump(mode="json")
+    return (values.for_text() if takes_text else values).model_dump(mode="json")
 
 
 def _is_made(suite: Suite, run: Run, path: Path) -> bool:
@@ -120,8 +120,9 @@ def _is_made(suite: Suite, run: Run, path: Path) -> bool:
         if (_used(value, run) if name == "concept" else value) != asked.get(name):
             what = "settings" if name == "arm" else name.replace("_", " ")
             raise VduError(f"{path} was made with other {what}: remove it, or give another --results")
-    taken = _settings(suite, run)
-    for name, value in found["unlearning"]["settings"].items() if "unlearning" in found else ():
+    made = found.get("unlearning", {})
+    taken = _settings(run, takes_text=bool(made.get("prompts")))  # a suite of classes may have such a model too
+    for name, value in made.get("settings", {}).items():
         if value != taken.get(name):
             differs = f"{name} = {value}, today it would be {taken.get(name)}"
             raise VduError(f"{path} was made with {differs}: remove it, or give another --results")
