@@ -16,6 +16,7 @@ from tiny_stable_diffusion import make_pipeline as make_stable_diffusion
 
 import vdu.guard
 import vdu.loop
+import vdu.preparation.banks
 import vdu.preparation.preparation
 from vdu.backbone import Backbone, load_backbone
 from vdu.cli import main
@@ -93,10 +94,8 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def _small_banks(monkeypatch):
     """A few noised images instead of thousands."""
-    fill = vdu.preparation.preparation.fill_bank
-    for module in ("preparation", "early_banks"):
-        smaller = lambda *a, **k: fill(*a, **(k | {"items": 24}))  # noqa: E731
-        monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", smaller)
+    fill = vdu.preparation.banks.fill_bank
+    monkeypatch.setattr("vdu.preparation.banks.fill_bank", lambda *a, **k: fill(*a, **(k | {"items": 24})))
 
 
 def write_idx(path, tensor):

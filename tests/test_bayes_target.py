@@ -68,8 +68,7 @@ def test_the_earliest_items_are_those_of_the_draws_that_lie_under_a_share(backbo
 def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_made(
     backbone, forget, monkeypatch, most, draws
 ):
-    for module in ("preparation", "early_banks"):
-        monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", fill_bank)  # elsewhere smaller
+    monkeypatch.setattr("vdu.preparation.banks.fill_bank", fill_bank)  # elsewhere smaller
     monkeypatch.setattr("vdu.preparation.early_banks.MOST_ITEMS", most)
     monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
@@ -82,8 +81,7 @@ def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_m
 def test_forget_images_of_which_training_holds_few_early_pictures_are_judged_by_others(
     backbone, forget, monkeypatch, items, own_bank
 ):
-    for module in ("preparation", "early_banks"):
-        monkeypatch.setattr(f"vdu.preparation.{module}.fill_bank", fill_bank)
+    monkeypatch.setattr("vdu.preparation.banks.fill_bank", fill_bank)
     monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=12, t_range=(0.0, 0.5))

@@ -153,6 +153,20 @@ def test_a_run_that_breaks_leaves_the_others_their_files(suite, tmp_path, monkey
     assert written == {"finetune-with-prompt-noto-0.json"}
 
 
+def test_an_interrupted_suite_says_what_is_made(suite, tmp_path):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("[1/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(read_suite(str(suite)), tmp_path / "results", None, 1, say)
+    assert said[-1] == "interrupted: 1 of 2 are made; the same command makes the others"
+    assert len(list((tmp_path / "results" / "some").glob("*.json"))) == 1
+
+
 def test_the_concept_is_put_into_words_and_images_to_keep_are_of_the_same_domain(results, zoo):
     record = json.loads((results / "some" / "finetune-with-prompt-noto-0.json").read_text())["unlearning"]
     assert record["prompts"]["forget"] == ["noto"]

@@ -100,6 +100,14 @@ def test_rows_of_one_seed_are_made_once_and_shown(suite, tmp_path, monkeypatch, 
     assert out.count("all steps taken") == 2
     with pytest.raises(VduError, match="other settings or samples"):
         run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 33, said.append)
+    path = tmp_path / "cost-few" / "ascent-8.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"settings": record["settings"] | {"ema_decay": 0.123}}))
+    with pytest.raises(VduError, match="other settings or samples"):
+        run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)
+    path.write_text(json.dumps({key: value for key, value in record.items() if key != "settings"}))
+    run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)  # of a time when rows said less
+    assert said[-1] == "cost-few: 0 runs to make"
 
 
 def test_a_refused_run_is_a_row_and_does_not_stop_the_others(suite, tmp_path):

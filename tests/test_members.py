@@ -7,6 +7,7 @@ from tiny_stable_diffusion import make_pipeline, where_words_have_a_say
 from vdu.backbone import load_backbone
 from vdu.diffusion.noised_bank import NoisedBank
 from vdu.diffusion.noising import Clean
+from vdu.preparation.banks import Banks
 from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.members import (
     TRIES,
@@ -88,7 +89,7 @@ def test_new_pictures_are_judged_by_a_head_that_has_learned_c_from_the_own_sampl
     monkeypatch.setattr("vdu.preparation.discriminator.STEPS", 100)
     own = (torch.arange(40) % 5 == 0).float()
     new = (torch.arange(24) % 3 == 0).float()
-    c = EarlyBanks(None, 0, "fp32").judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
+    c = EarlyBanks(Banks(None, 0, "fp32")).judge(bank(new), own, forget=bank(torch.ones(10)), own=bank(own))
     assert c.shape == (24,)
     assert float(c[new == 1].min()) > 0.5 > float(c[new == 0].max())
 

@@ -104,7 +104,8 @@ class Guard:
     ) -> None:
         self.preparation, self.judge = preparation, judge
         self.count, self.sampler_steps, self.seed = count, sampler_steps, seed
-        self.original = self._sample(preparation.backbone.network)
+        original = preparation.backbone.network
+        self.original = preparation.parts("samples-guard", lambda: {"x_0": self._sample(original)})["x_0"]
         self.forget_share, self.none_share = self._shares(self.original)
         self.diversity = _spread(self.original)
 

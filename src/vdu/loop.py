@@ -25,15 +25,16 @@ from torch import nn
 from vdu.errors import VduError
 from vdu.guard import Check, Guard, handed_out
 from vdu.objective.contract import Direction, MethodSettings
-from vdu.output import refuse_existing, replacing
+from vdu.output import refuse_existing, replacing, require_space
 from vdu.records import read_record
 from vdu.seeding import generator
 from vdu.weights.checkpoint import check_state, load_state, save_state
 from vdu.weights.ema import ema_update
+from vdu.weights.kept_parts import check_parts
 from vdu.weights.optimizers import OPTIMIZERS
 from vdu.weights.schedules import cosine_to_zero
 
-__all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop"]
+__all__ = ["LoopResult", "StepRecord", "check_resumable", "run_digest", "run_loop", "state_bytes"]
 
 STATE_STEPS = 25
 HALVINGS = 3
@@ -195,16 +196,29 @@ def run_digest(settings: MethodSettings, seed: int, precision: str, identity: di
     ).hexdigest()
 
 
-def check_resumable(state_folder: Path, digest: str) -> None:
-    """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``."""
+def state_bytes(network: nn.Module, settings: MethodSettings) -> int:
+    """What a state takes on the disk at most: moving, averaged and best weights, and the optimiser's two moments."""
+    trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+    networks = 1 + bool(settings.ema_decay) + bool(settings.guard_every_steps)
+    return (networks + 2) * trained
+
+
+def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0) -> None:
+    """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``.
+
+    ``needed_bytes``: of a state, which has to fit beside the one that it replaces.
+    """
     if state_folder.exists() and not state_folder.is_dir():
         raise VduError(f"{state_folder} is a file: give --state a folder")
     begun = any((state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE))
+    begun |= check_parts(state_folder, digest)
     if not begun and state_folder.exists() and any(not p.name.startswith(".") for p in state_folder.iterdir()):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
-    check_state(state_folder / STATE_FILE, {digest})
-    if (state_folder / STATE_FILE).exists():
+    check_state(state_folder / STATE_FILE, {digest}, remove=state_folder)
+    begun = (state_folder / STATE_FILE).exists()
+    require_space(state_folder, needed_bytes if begun else 2 * needed_bytes)
+    if begun:
         read_record(state_folder / RECORDS_FILE, "remove the whole folder, or choose another")
 
 

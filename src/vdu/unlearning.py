@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vdu.device import resolve_device
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, Inputs, read_inputs
-from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop
+from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop, state_bytes
 from vdu.methods import find_method, make_settings, own_source_sha256
 from vdu.model_zoo import named_model
 from vdu.objective.contract import Direction, Method, MethodSettings
@@ -32,6 +32,7 @@ from vdu.preparation.preparation import Preparation
 from vdu.prompts import Prompts
 from vdu.provenance import made_by
 from vdu.result import Result
+from vdu.weights.kept_parts import KeptParts
 from vdu.weights.parameters import LORA, trained_copy
 
 __all__ = ["Request", "unlearn"]
@@ -59,6 +60,7 @@ class Request:
     precision: str
     place: torch.device
     on_stage: Callable[[str], None] | None
+    parts: KeptParts = field(default_factory=KeptParts)
 
     def prepare(self, network: nn.Module) -> tuple[Preparation, Direction, Guard | None]:
         """What the method derives from its inputs, its objective for ``network``, and the guard if one is wanted."""
@@ -80,6 +82,7 @@ class Request:
             lora_rank=self.values.lora_rank if self.values.parameters == LORA else None,
             gradient_checkpointing=self.values.gradient_checkpointing,
             on_stage=self.on_stage,
+            parts=self.parts,
         )
         objective = self.method.build(self.values, preparation, network.to(self.place))
         if not isinstance(objective, Direction):
@@ -190,7 +193,9 @@ def unlearn(
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
     folder, identity = Path(state_folder) if state_folder else None, request.identity()
     if folder:
-        check_resumable(folder, run_digest(values, seed, precision, identity))
+        digest = run_digest(values, seed, precision, identity)
+        check_resumable(folder, digest, state_bytes(network, values))
+        request = replace(request, parts=KeptParts(folder, digest))
     if on_stage:
         on_stage("preparing")
     name = zoo.name if zoo else source_of(model)

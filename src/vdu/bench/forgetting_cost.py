@@ -72,10 +72,15 @@ class _UncountedGuard(Guard):
             return super().check(network, step)
 
 
+def _settings(run: Run) -> MethodSettings:
+    """All that its method takes, defaults too, without a guard."""
+    return make_settings(find_method(run.arm.method), run.arm.settings | {"guard_every_steps": 0})
+
+
 def _request(suite: Suite, run: Run, detector: Detector) -> Request:
     """The run as `vdu.unlearn` would accept it, without a guard."""
     zoo, method, place = zoo_model(suite), find_method(run.arm.method), torch.device("cpu")
-    values = make_settings(method, run.arm.settings | {"guard_every_steps": 0})
+    values = _settings(run)
     images, retain = given_images(suite, run)
     given = Given(images, retain, None, zoo.shipped_posterior, detector, run.target)
     check_needs(method, vars(given))
@@ -160,12 +165,12 @@ def _runs(suite: Suite) -> list[Run]:
 def _is_made(path: Path, asked: dict[str, Any]) -> bool:
     """Whether it is measured, and was not refused: what lacked may be there now.
 
-    Raises `VduError` for a row that was measured in another way than the others will be.
+    Raises `VduError` for a row that was measured in another way, or with other defaults, than the others will be.
     """
     if not path.is_file():
         return False
-    found = read_record(path)
-    if {key: found.get(key) for key in asked} != asked:
+    found = asked | read_record(path)  # an older file says less
+    if {key: found[key] for key in asked} != asked:
         raise VduError(f"{path} was measured with other settings or samples: remove it, or give another --results")
     return not str(found.get("row", {}).get("ended")).startswith(REFUSED)
 
@@ -178,7 +183,7 @@ def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable
     missing = []
     for run in _runs(suite):
         path = results / f"cost-{suite.name}" / result_name(run.label, run.target)
-        asked = {"arm": run.arm.model_dump(), "samples": samples}
+        asked = {"arm": run.arm.model_dump(), "settings": _settings(run).model_dump(mode="json"), "samples": samples}
         if not _is_made(path, asked):
             missing.append((run, path, asked))
     say(f"cost-{suite.name}: {len(missing)} runs to make")

@@ -216,6 +216,11 @@ def run_suite(
         from vdu.bench.ray_cluster import on_cluster
 
         made_runs = on_cluster(Worker, suite, missing, jobs, cluster)
-    for number, made in enumerate(made_runs, 1):
-        write_result(made, result_path(results, suite, made.run))
-        say(f"[{number}/{len(missing)}] {made.run.label} {made.run.target} seed {made.run.seed}: {made.said}")
+    number = 0
+    try:
+        for number, made in enumerate(made_runs, 1):
+            write_result(made, result_path(results, suite, made.run))
+            say(f"[{number}/{len(missing)}] {made.run.label} {made.run.target} seed {made.run.seed}: {made.said}")
+    except KeyboardInterrupt:
+        say(f"interrupted: {number} of {len(missing)} are made; the same command makes the others")
+        raise

@@ -34,7 +34,7 @@ __all__ = ["parse_settings", "unlearn_command"]
 Share = Annotated[float | None, typer.Option(help="undesired share of what the model makes unasked; default: estimate")]
 Target = Annotated[str | None, typer.Option(help="the detector's class that is forgotten; default: most seen")]
 
-STATE_HELP = "folder for the run's state: the same command goes on from its last step (what comes before is made again)"
+STATE_HELP = "folder for the run's state: the same command goes on from what is made and from its last step"
 RESULT_SIZES_OF_MODEL = 2  # the new pipeline, and the report with room to spare
 
 
@@ -130,11 +130,14 @@ def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
 
 def _what_is_left(state: Path | None) -> str:
     from vdu.loop import STATE_FILE
+    from vdu.weights.kept_parts import PREPARATION_FOLDER, SUFFIX
 
     if state is None:
         return "nothing was kept (with --state FOLDER a run can be gone on with)"
-    kept = (state / STATE_FILE).exists()
-    return f"the same command goes on from the last step in {state}" if kept else f"no step was kept in {state} yet"
+    if (state / STATE_FILE).exists():
+        return f"the same command goes on from the last step in {state}"
+    made = any((state / PREPARATION_FOLDER).glob(f"*{SUFFIX}"))
+    return f"the same command goes on from what is made in {state}" if made else f"nothing was kept in {state} yet"
 
 
 def unlearn_command(

@@ -11,7 +11,9 @@ stratified: draw k of K puts every image once into ``t / T`` ∈ [k/K, (k + 1)/K
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,6 +52,24 @@ class NoisedBank:
     prompted_features: Tensor
     c: Tensor | None = None
     asked: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `of` needs, none of them twice."""
+        named = {"x_t": self.x_t, "t": self.t, "t_share": self.t_share, "original": self.original, "c": self.c}
+        named |= {"features": self.features, "asked": self.asked}
+        if self.unprompted is not self.original:
+            named["unprompted"] = self.unprompted
+        if self.prompted_features is not self.features:
+            named["prompted_features"] = self.prompted_features
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], images: int, device: torch.device) -> Self:
+        """The bank of ``images`` whose `tensors` are given, on ``device``."""
+        placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+        placed.setdefault("unprompted", placed["original"])
+        placed.setdefault("prompted_features", placed["features"])
+        return cls(images, len(placed["t"]) // images, **placed)
 
     def earliest(self, share: float) -> int:
         """How many items lie in the draws with every ``t / T`` under ``share``; they come first."""

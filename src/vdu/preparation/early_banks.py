@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdu.backbone import Backbone
-from vdu.diffusion.noised_bank import NoisedBank, fill_bank
+from vdu.diffusion.noised_bank import NoisedBank
+from vdu.preparation.banks import Banks
 from vdu.preparation.discriminator import fit_head
 from vdu.preparation.responsibility import EARLY
 
@@ -25,25 +25,14 @@ FEWEST_DRAWS = 6
 
 @dataclass(frozen=True)
 class EarlyBanks:
-    """Makes and asks them, for one original, seed and precision."""
+    """Makes and asks them, by ``banks``."""
 
-    backbone: Backbone
-    seed: int
-    precision: str
+    banks: Banks
 
     def bank(self, x_0: Tensor, stream: str, items: int | None = None) -> NoisedBank:
         """Early noised pictures of ``x_0`` ``(N, *latent_shape)``, a dozen each unless there are many."""
         items = min(DRAWS * len(x_0), MOST_ITEMS) if items is None else items
-        return fill_bank(
-            self.backbone,
-            x_0,
-            self.seed,
-            stream,
-            precision=self.precision,
-            items=items,
-            t_range=(0.0, EARLY),
-            features_only=True,
-        )
+        return self.banks.fill(x_0, stream, items=items, t_range=(0.0, EARLY), features_only=True)
 
     def bank_of_forget(self, x_0: Tensor, training: NoisedBank, items: int) -> NoisedBank:
         """The bank for ``training`` where it holds enough early pictures of each of ``x_0``, else one of ``items``."""
@@ -53,5 +42,5 @@ class EarlyBanks:
     def judge(self, bank: NoisedBank, c: Tensor, forget: NoisedBank, own: NoisedBank) -> Tensor:
         """c ``(N,)`` of the pictures of ``bank``, by a head that has learned ``c`` ``(M,)`` from own samples."""
         early = torch.arange(forget.earliest(EARLY))
-        head = fit_head(forget, own, c, self.seed, forget_items=early)
+        head = fit_head(forget, own, c, self.banks.seed, forget_items=early)
         return bank.by_image(head(bank.features, bank.t_share)).sigmoid().cpu()

@@ -10,7 +10,7 @@ LoRA beside the original's weights (`vdu.backbone.low_rank`) in place of a whole
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vdu.backbone import Backbone
 from vdu.diffusion.denoising import Denoising
@@ -18,6 +18,7 @@ from vdu.diffusion.noising import Clean
 from vdu.precision import autocast
 from vdu.seeding import generator
 from vdu.weights.gradients import descend, trained
+from vdu.weights.kept_parts import KeptParts
 from vdu.weights.parameters import LORA, trained_copy
 from vdu.weights.schedules import cosine_to_zero
 
@@ -38,18 +39,24 @@ def fit_forget_score(
     precision: str = "fp32",
     lora_rank: int | None = None,
     gradient_checkpointing: bool = False,
+    parts: KeptParts | None = None,
 ) -> nn.Module:
     """A frozen network whose output on ``x_t``, ``t / T`` < ``until``, is the forget set's. Deterministic for a seed.
 
-    With a ``lora_rank`` a LoRA of that rank is trained, else everything.
+    With a ``lora_rank`` a LoRA of that rank is trained, else everything. ``parts``: where it is kept.
     """
     network = trained_copy(backbone, LORA if lora_rank else "*", lora_rank or 0, seed, gradient_checkpointing)
     learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
     unasked, batch_size = Denoising(backbone, Clean(forget.x_0), until), min(BATCH_SIZE, backbone.largest_batch)
-    optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
-    for step in range(steps):
-        with autocast(network, precision):
-            loss = unasked(network, batch_size, generator(seed, "forget-score", step))
-        optimizer.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
-        descend(optimizer, loss)
+
+    def fit() -> dict[str, Tensor]:
+        optimizer = torch.optim.Adam(trained(network), lr=learning_rate)
+        for step in range(steps):
+            with autocast(network, precision):
+                loss = unasked(network, batch_size, generator(seed, "forget-score", step))
+            optimizer.param_groups[0]["lr"] = learning_rate * cosine_to_zero(step, steps)
+            descend(optimizer, loss)
+        return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+    network.load_state_dict((parts or KeptParts())("forget-score", fit), strict=False)
     return network.eval().requires_grad_(False)

@@ -8,13 +8,15 @@ label-free    undesired where ρ > ½ at low noise by the discriminator; "none" 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vdu.detector.contract import Detector
-from vdu.diffusion.noised_bank import fill_bank
+from vdu.preparation.banks import Banks
 from vdu.preparation.preparation import Preparation
+from vdu.weights.kept_parts import KeptParts
 
 __all__ = ["Judge", "detector_judge", "label_free_judge"]
 
@@ -37,27 +39,19 @@ def detector_judge(detector: Detector, target: int, decode: Callable[[Tensor], T
 def label_free_judge(preparation: Preparation) -> Judge:
     """Forget images and own samples are all it knows."""
 
-    def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        bank = fill_bank(
-            preparation.backbone,
-            images,
-            preparation.seed,
-            "look",
-            precision=preparation.precision,
-            draws=LOOK_DRAWS,
-            t_range=LOOK_RANGE,
-            features_only=True,
-        )
+    def look(images: Tensor, banks: Banks) -> tuple[Tensor, Tensor]:
+        bank = banks.fill(images, "look", draws=LOOK_DRAWS, t_range=LOOK_RANGE, features_only=True)
         features = (bank.features - head.centre) / head.spread
         return bank.by_image(head(bank.features, bank.t_share)), features.view(LOOK_DRAWS, len(images), -1).mean(0)
 
     head = preparation.discriminator
-    own = look(preparation.own_samples.x_0)[1]
+    own = look(preparation.own_samples.x_0, preparation.banks)[1]
+    anew = replace(preparation.banks, parts=KeptParts())
     among = torch.cdist(own, own).fill_diagonal_(float("inf")).min(dim=1).values
     far = among.quantile(0.95)
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = look(images)
+        logits, features = look(images, anew)
         return logits > 0, torch.cdist(features, own).min(dim=1).values > far
 
     return judge

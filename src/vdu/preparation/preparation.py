@@ -1,7 +1,6 @@
 """What a method may ask for before it starts, made only on demand: own samples, banks, c and π, ρ, ε_f, prompts.
 
-Own samples of a model with text are asked as `vdu.text.asking` says; without that, by turns with neutral and forget
-prompts.
+Own samples of a model with text are asked as `vdu.text.asking` says; else by turns with neutral and forget prompts.
 """
 
 from __future__ import annotations
@@ -9,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from vdu.backbone import Backbone
-from vdu.diffusion.noised_bank import BANK_ITEMS, FEWEST_DRAWS, NoisedBank, fill_bank, spread
+from vdu.diffusion.noised_bank import BANK_ITEMS, FEWEST_DRAWS, NoisedBank, spread
 from vdu.diffusion.noising import Clean
 from vdu.diffusion.sampling import DEFAULT_STEPS, sample
 from vdu.posterior import Posterior
+from vdu.preparation.banks import Banks
 from vdu.preparation.discriminator import Discriminator, fit_head, fit_prompted_head
 from vdu.preparation.early_banks import EarlyBanks
 from vdu.preparation.forget_score import fit_forget_score
@@ -28,6 +29,7 @@ from vdu.text.asking import OWN_OF_TRIED, SHARE_OF_FORGET, SHARE_OF_OTHERS, Aske
 from vdu.text.closed_form import ClosedForm
 from vdu.text.search import find_asking
 from vdu.text.vocabulary import gains_on_some
+from vdu.weights.kept_parts import KeptParts
 
 __all__ = ["OWN_SAMPLES", "SCORE_STEPS", "Preparation"]
 
@@ -43,7 +45,8 @@ class Preparation:
 
     ``own_count``, ``bank_items`` and ``score_steps`` say how much work that may be; ``inversion_steps``, which a method
     that learns at prompts sets before it asks for anything, whether and how long prompts are sought;
-    ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted; ``on_stage`` is told what is made.
+    ``lora_rank`` and ``gradient_checkpointing`` how the forget score is fitted. ``on_stage`` is told what is made, and
+    ``parts`` keep it.
     """
 
     backbone: Backbone
@@ -62,7 +65,13 @@ class Preparation:
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
     on_stage: Callable[[str], None] | None = None
+    parts: KeptParts = field(default_factory=KeptParts)
     members: NamedMembers | None = field(default=None, init=False)
+
+    @property
+    def banks(self) -> Banks:
+        """Makes banks of the original."""
+        return Banks(self.backbone, self.seed, self.precision, self.parts)
 
     def begin(self, stage: str) -> None:
         """Tell ``on_stage`` what is made next."""
@@ -81,6 +90,7 @@ class Preparation:
             precision=self.precision,
             gradient_checkpointing=self.gradient_checkpointing,
             begin=self.begin,
+            parts=self.parts,
         )
 
     @cached_property
@@ -114,17 +124,9 @@ class Preparation:
         return self.asking.of_own(count).sampled if self.asking else self.backbone.sample_conditions(count)
 
     def _sampled(self, asked: Tensor | None, count: int, purpose: str) -> Clean:
-        x_0 = sample(
-            self.backbone,
-            self.backbone.network,
-            count,
-            self.seed,
-            steps=self.own_sampler_steps,
-            precision=self.precision,
-            conditions=asked,
-            purpose=purpose,
-        )
-        return Clean(x_0, asked)
+        of_original = partial(sample, self.backbone, self.backbone.network, count, self.seed, purpose=purpose)
+        made = partial(of_original, steps=self.own_sampler_steps, precision=self.precision, conditions=asked)
+        return Clean(self.parts(f"samples-{purpose}", lambda: {"x_0": made()})["x_0"], asked)
 
     @cached_property
     def own_samples(self) -> Clean:
@@ -163,7 +165,7 @@ class Preparation:
     def _bank(self, images: Clean, stream: str, prompts: AskedPrompts | None, share: float) -> NoisedBank:
         self.begin(f"asking the original about noised {stream} images")
         images = Clean(images.x_0, prompts.base) if prompts else images
-        bank = fill_bank(self.backbone, images, self.seed, stream, precision=self.precision, items=self.bank_items)
+        bank = self.banks.fill(images, stream, items=self.bank_items)
         return self._taught(bank, stream, prompts, share) if prompts else bank
 
     def _taught(self, bank: NoisedBank, stream: str, prompts: AskedPrompts, share: float) -> NoisedBank:
@@ -204,10 +206,13 @@ class Preparation:
         """
         training, own, share, asking = self.forget_bank, self.own_samples.x_0, self._known_share, self.asking
         self.begin("finding the undesired part of its images")
-        early = EarlyBanks(self.backbone, self.seed, self.precision)
+        early = EarlyBanks(self.banks)
         forget = early.bank_of_forget(spread(self.forget, training.images).x_0, training, self.bank_items)
         judged, prompts = early.bank(own, "judged"), self.own_prompts
-        weigh = partial(responsibilities, forget, judged, self.seed, made_of=prompts.found_from if prompts else None)
+        of_pictures = partial(responsibilities, forget, judged, made_of=prompts.found_from if prompts else None)
+
+        def weigh(**known: Any) -> Tensor:
+            return self.parts("responsibilities", lambda: {"c": of_pictures(self.seed, **known)})["c"]
 
         def ask(texts: Sequence[str]) -> NoisedBank:
             self.begin(f"asking for words that may name it, {len(texts)} images")
@@ -216,9 +221,12 @@ class Preparation:
         c = weigh(share=share, sought=self.sought)
         if asking and prompts and not asking.concepts:
             judge = partial(early.judge, forget=forget, own=judged)
-            gains = partial(gains_on_some, self.backbone, self.forget.x_0, seed=self.seed, precision=self.precision)
-            self.members = name_members(asking, prompts, c, share, ask=ask, judge=judge, again=weigh, gains=gains)
+            self.members = name_members(asking, prompts, c, share, ask=ask, judge=judge, again=weigh, gains=self._gains)
         return self.members.c if self.members else c
+
+    def _gains(self, words: Sequence[str]) -> Tensor:
+        gains = partial(gains_on_some, self.backbone, self.forget.x_0, words, seed=self.seed, precision=self.precision)
+        return self.parts("gains", lambda: {"gains": gains()})["gains"]
 
     @property
     def _known_share(self) -> float | None:
@@ -269,16 +277,9 @@ class Preparation:
     def forget_score(self, until: float = 1.0) -> nn.Module:
         """The network fine-tuned on the forget images at ``t / T`` < ``until``; not kept."""
         self.begin(f"fitting the score of the forget images, {self.score_steps} steps")
-        return fit_forget_score(
-            self.backbone,
-            self.forget,
-            self.seed,
-            steps=self.score_steps,
-            until=until,
-            precision=self.precision,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
+        fit = partial(fit_forget_score, self.backbone, self.forget, self.seed, until=until, parts=self.parts)
+        fit = partial(fit, steps=self.score_steps, precision=self.precision, lora_rank=self.lora_rank)
+        return fit(gradient_checkpointing=self.gradient_checkpointing)
 
     @property
     def undesired_score(self) -> nn.Module:

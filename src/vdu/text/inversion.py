@@ -19,6 +19,7 @@ from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.diffusion.noising import Clean, noised
 from vdu.precision import autocast
 from vdu.seeding import generator
+from vdu.weights.kept_parts import KeptParts
 
 __all__ = ["MOST_PROMPTS", "find_prompts"]
 
@@ -45,12 +46,32 @@ def find_prompts(
     steps: int,
     precision: str = "fp32",
     gradient_checkpointing: bool = False,
+    parts: KeptParts | None = None,
 ) -> Tensor:
     """Numbers ``(min(N, MOST_PROMPTS),)`` in ``c`` of prompts for the first of ``x_0`` ``(N, *latent_shape)``.
 
-    Each step is one on ``BATCH_SIZE`` of the images, which share the steps. Deterministic for a seed.
+    Each step is one on ``BATCH_SIZE`` of the images, which share the steps. Deterministic for a seed. ``parts``: where
+    they are kept.
     """
-    x_0, device = x_0[:MOST_PROMPTS], backbone.device
+
+    def find() -> dict[str, Tensor]:
+        encodings = _fitted(backbone, x_0[:MOST_PROMPTS], seed, steps, precision, gradient_checkpointing)
+        return {str(kind): encoding for kind, encoding in enumerate(encodings)}
+
+    found = (parts or KeptParts())("prompts", find)
+    return backbone.add_prompts(tuple(found[str(kind)] for kind in range(len(found))))
+
+
+def _fitted(
+    backbone: StableDiffusionBackbone,
+    x_0: Tensor,
+    seed: int,
+    steps: int,
+    precision: str,
+    gradient_checkpointing: bool,
+) -> tuple[Tensor, ...]:
+    """What the text encoders make of a prompt ``(N, …)`` for each of ``x_0``."""
+    device = backbone.device
     network = backbone.trainable_copy(gradient_checkpointing, ())
     with backbone.placed_text(single=True):
         scale, g = _scale(backbone), generator(seed, "inversion")
@@ -73,7 +94,7 @@ def find_prompts(
             optimizer.step()
             backbone.passes += 3 * BATCH_SIZE
         with torch.no_grad():
-            return backbone.add_prompts(backbone.encodings_of_words(_words(scale, delta)))
+            return backbone.encodings_of_words(_words(scale, delta))
 
 
 def _add_slopes(delta: Sequence[Tensor], error: Tensor) -> None:

@@ -11,6 +11,7 @@ from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.text.asking import Asking
 from vdu.text.inversion import find_prompts
 from vdu.text.vocabulary import likely_asking
+from vdu.weights.kept_parts import KeptParts
 
 __all__ = ["find_asking"]
 
@@ -25,12 +26,13 @@ def find_asking(
     precision: str,
     gradient_checkpointing: bool,
     begin: Callable[[str], None],
+    parts: KeptParts,
 ) -> Asking | None:
     """What asks for the forget images ``x_0`` ``(N, *latent_shape)``; None where nobody knows, or without text.
 
     One prompt for all that was given is taken; captions that differ are not put into other words. Where nothing was
     given, prompts are found in ``inversion_steps`` steps (0: not), and up to ``most_words`` words beside them.
-    ``begin`` is told what is looked for.
+    ``begin`` is told what is looked for; found prompts are kept in ``parts``.
     """
     if not isinstance(backbone, StableDiffusionBackbone):
         return None
@@ -41,7 +43,13 @@ def find_asking(
         return None
     begin(f"finding prompts that ask for the forget images, {inversion_steps} steps")
     found = find_prompts(
-        backbone, x_0, seed, steps=inversion_steps, precision=precision, gradient_checkpointing=gradient_checkpointing
+        backbone,
+        x_0,
+        seed,
+        steps=inversion_steps,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        parts=parts,
     )
     begin("looking for words that ask for them")
     texts = backbone.prompts.neutral if backbone.prompts else ()

@@ -56,17 +56,20 @@ def save_state(
     write_tensors(path, tensors, {"step": str(step), "settings_hash": settings_hash})
 
 
-def check_state(path: Path, settings_hashes: Collection[str]) -> None:
-    """Raise `VduError` for a state that a run with those settings cannot go on from; nothing but its head is read."""
+def check_state(path: Path, settings_hashes: Collection[str], remove: Path | str = "it") -> None:
+    """Raise `VduError` for a state that a run with those settings cannot go on from; nothing but its head is read.
+
+    ``remove``: what is to be removed then.
+    """
     if not path.exists():
         return
     try:
         with safe_open(str(path), framework="pt") as file:
             found = (file.metadata() or {}).get("settings_hash")
     except (SafetensorError, OSError) as error:
-        raise VduError(f"{path} is no state of a run ({error}): remove it or choose another folder") from error
+        raise VduError(f"{path} is no state of a run ({error}): remove {remove} or choose another folder") from error
     if found not in settings_hashes:
-        raise VduError(f"{path} is the state of a run with other settings: remove it or choose another folder")
+        raise VduError(f"{path} is the state of a run with other settings: remove {remove} or choose another folder")
 
 
 def load_state(
