@@ -56,6 +56,7 @@ def test_a_run_interrupted_after_each_part_equals_an_uninterrupted_one(with_text
     resumed = _run(pipeline, forget, state_folder=state)
     for figure in ("history", "guard", "share", "result_sha256"):
         assert resumed.record[figure] == whole.record[figure]
+    assert (resumed.record["prepared_parts_read"], whole.record["prepared_parts_read"]) == (len(kept), 0)
     assert len({step["loss"] for step in resumed.record["history"]}) == 2
     assert resumed.record["passes"] < whole.record["passes"] / 3
 
@@ -145,4 +146,4 @@ def test_an_interrupted_preparation_is_gone_on_with_by_the_same_command(tmp_path
     code, _, err = run_vdu(monkeypatch, capsys, *command, "--seed", "1")
     assert (code, "other settings" in err, out.exists()) == (2, True, False)
     assert run_vdu(monkeypatch, capsys, *command)[0] == 0
-    assert (out / "report.html").is_file()
+    assert "since the run was gone on with after step 0" in (out / "report.html").read_text()

@@ -128,6 +128,7 @@ class Request:
             "steps": outcome.steps,
             "best_step": outcome.best_step,
             "resumed_at_step": outcome.resumed_at_step,
+            "prepared_parts_read": self.parts.read,
             "stop_reason": outcome.stop_reason,
             "history": [asdict(r) for r in outcome.history],
             "guard": [asdict(c) for c in outcome.checks],

@@ -20,11 +20,14 @@ PREPARATION_FOLDER, SUFFIX = "preparation", ".safetensors"
 
 
 class KeptParts:
-    """Parts of the run ``digest`` in ``state_folder``; without one, parts are made and nothing is kept."""
+    """Parts of the run ``digest`` in ``state_folder``; without one, parts are made and nothing is kept.
+
+    ``read``: how many were not made but read.
+    """
 
     def __init__(self, state_folder: Path | None = None, digest: str = "") -> None:
         self.folder = state_folder / PREPARATION_FOLDER if state_folder else None
-        self.digest = digest
+        self.digest, self.read = digest, 0
         self._asked_for: Counter[str] = Counter()
 
     def __call__(self, part: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -38,6 +41,7 @@ class KeptParts:
         path = self.folder / f"{part}-{self._asked_for[part]}{SUFFIX}"
         if path.exists():
             check_state(path, {self.digest})
+            self.read += 1
             return read_tensors(path)[0]
         made = make()
         write_tensors(path, dict(made), {"settings_hash": self.digest})
