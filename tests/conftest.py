@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for the hub
 
 import pytest
 import torch
@@ -60,13 +61,18 @@ def preparing_with(**few):
 
 
 @pytest.fixture
-def few_samples(monkeypatch):
+def few_head_steps(monkeypatch):
+    """Heads that know little, where what c is does not matter."""
+    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 5)
+
+
+@pytest.fixture
+def few_samples(monkeypatch, few_head_steps):
     """The least that the guard and the methods can work with, so that every method can be run several times."""
     monkeypatch.setattr("vdu.unlearning.Preparation", preparing_with(own_count=12, own_sampler_steps=2, score_steps=3))
     monkeypatch.setattr("vdu.unlearning.Guard", lambda *a: vdu.guard.Guard(*a, count=8, sampler_steps=2))
     head = vdu.preparation.preparation.fit_head
     monkeypatch.setattr("vdu.result.PREVIEW_IMAGES", 4)
-    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 5)
     monkeypatch.setattr("vdu.preparation.preparation.fit_head", lambda *a: head(*a, steps=10, batch_size=16))
 
 

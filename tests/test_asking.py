@@ -17,6 +17,8 @@ from vdu.seeding import generator
 from vdu.text.asking import AskedPrompts, Asking
 from vdu.text.closed_form import ClosedForm
 
+pytestmark = pytest.mark.usefixtures("few_head_steps")
+
 NEUTRAL = ("a pear", "a blue apple", "a red apple")
 
 

@@ -18,6 +18,8 @@ from vdu.preparation.preparation import Preparation
 from vdu.preparation.responsibility import responsibilities
 from vdu.seeding import generator
 
+pytestmark = pytest.mark.usefixtures("few_head_steps")
+
 
 def test_a_bank_puts_every_image_once_into_every_part_of_the_time_range(backbone, forget):
     bank = fill_bank(backbone, forget, 0, "test", draws=4)
@@ -70,7 +72,6 @@ def test_own_samples_are_judged_by_a_dozen_early_pictures_or_as_many_as_may_be_m
 ):
     monkeypatch.setattr("vdu.preparation.banks.fill_bank", fill_bank)  # elsewhere smaller
     monkeypatch.setattr("vdu.preparation.early_banks.MOST_ITEMS", most)
-    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=draws, t_range=(0.0, 0.5))
     c = responsibilities(preparation.forget_bank, judged, 3)
@@ -82,7 +83,6 @@ def test_forget_images_of_which_training_holds_few_early_pictures_are_judged_by_
     backbone, forget, monkeypatch, items, own_bank
 ):
     monkeypatch.setattr("vdu.preparation.banks.fill_bank", fill_bank)
-    monkeypatch.setattr("vdu.preparation.responsibility.STEPS", 30)
     preparation = Preparation(backbone, Clean(forget), seed=3, own_count=8, bank_items=items)
     judged = fill_bank(backbone, preparation.own_samples.x_0, 3, "judged", draws=12, t_range=(0.0, 0.5))
     early = fill_bank(backbone, forget, 3, "judged-forget", items=items, t_range=(0.0, 0.5))

@@ -16,6 +16,8 @@ from vdu.loop import STATE_FILE
 from vdu.methods import METHODS, find_method
 from vdu.weights.checkpoint import read_tensors, write_tensors
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 def brightness(images):
     """A detector of dark and bright pictures: probabilities ``(N, 2)``."""
@@ -289,7 +291,6 @@ def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "./absent"), "no folder")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "nobody/absent"), "there is no nobody/absent here, and no")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, "mnits"), "did you mean 'mnist'")
     index = folder / "model" / "model_index.json"

@@ -226,7 +226,7 @@ def test_the_originals_samples_are_made_once(zoo, monkeypatch):
     assert first.record | {"seconds": 0} == second.record | {"seconds": 0}
 
 
-def test_a_shipped_model_without_the_one_classifier_is_unlearned_without_figures(zoo, tmp_path, monkeypatch, capsys):
+def test_a_shipped_model_of_two_classifiers_is_measured_by_the_one_that_knows_them(zoo, tmp_path, monkeypatch, capsys):
     arguments = (
         "tiny",
         "--forget",
@@ -239,8 +239,10 @@ def test_a_shipped_model_without_the_one_classifier_is_unlearned_without_figures
         "0.2",
     )
     short = ("--set", "steps=2", "--set", "batch_size=2", "--set", "guard_every_steps=0")
-    code, _, err = run_vdu(monkeypatch, capsys, "unlearn", *arguments, *short)
+    short += ("--samples", "8", "--sampler-steps", "2")
+    code, out, err = run_vdu(monkeypatch, capsys, "unlearn", *arguments, *short)
     assert code == 0, err
+    assert "Pictures of class noto, of 8" in out
     assert (tmp_path / "clean" / "report.html").is_file()
 
 

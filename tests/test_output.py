@@ -11,6 +11,8 @@ from vdu.errors import VduError
 from vdu.output import refuse_existing, replacing
 from vdu.provenance import made_by
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -15,6 +15,8 @@ from vdu.objective.bayes_target import BayesTarget, guided_until, velocity_weigh
 from vdu.preparation.preparation import Preparation
 from vdu.preparation.retained_samples import RetainedSamples
 
+pytestmark = pytest.mark.usefixtures("few_head_steps")
+
 
 def naive_retained_mean(x_t: torch.Tensor, alpha_bar: float, own: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """x̂_0 of one ``x_t``: the formula of `vdu.preparation.retained_samples` as a loop."""

@@ -189,7 +189,6 @@ def test_weights_in_the_folder_of_configs_are_not_used(tmp_path):
 
 
 def test_bad_files_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "one.safetensors", (UNET, VAE, CLIP))
     write(tmp_path / "xl.safetensors", (UNET, VAE, *SDXL))
