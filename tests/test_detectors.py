@@ -25,6 +25,7 @@ from vdu.evaluation.comparison import figures
 from vdu.evaluation.reference import Reference
 from vdu.hashing import files_sha256
 from vdu.images.image_set import to_bytes
+from vdu.report.verdict import cautions
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = {"height": 16, "width": 16}
@@ -204,6 +205,16 @@ def test_where_the_detector_cannot_say_none_nothing_is_said_of_it():
     known, unknown = (figures(seen, seen, 0, 2, None, rejects) for rejects in (True, False))
     assert known["share_none"]["value"] == 0
     assert unknown["share_none"] == unknown["share_none_before"] == {"value": None, "low": None, "high": None}
+    assert "none" not in unknown["became"]
+
+
+def test_what_is_no_picture_is_said_where_the_detector_cannot_say_none_too():
+    made, broken = Detection(torch.tensor([0, 1] * 50), None), Detection(torch.full((100,), -1), None)
+    found = figures(made, broken, 0, 2, None, rejects=False)
+    assert (found["share_none_before"]["value"], found["share_none"]["value"]) == (0, 100)
+    assert found["became"] == {"still": 0, "other": 0, "none": 50}
+    (lost,) = cautions({}, found)
+    assert "50 became pictures of no class" in lost
 
 
 def test_what_is_no_picture_is_none_of_the_classes_and_at_no_distance():

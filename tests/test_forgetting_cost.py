@@ -105,6 +105,9 @@ def test_rows_of_one_seed_are_made_once_and_shown(suite, tmp_path, monkeypatch, 
     path.write_text(json.dumps(record | {"settings": record["settings"] | {"ema_decay": 0.123}}))
     with pytest.raises(VduError, match="other settings or samples"):
         run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)
+    path.write_text(json.dumps(record | {"model": "mnist"}))
+    with pytest.raises(VduError, match="another model"):
+        run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)
     path.write_text(json.dumps({key: value for key, value in record.items() if key != "settings"}))
     run_forgetting_cost(suite.part(targets=["8"]), tmp_path, 32, said.append)  # of a time when rows said less
     assert said[-1] == "cost-few: 0 runs to make"

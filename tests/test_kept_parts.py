@@ -7,10 +7,12 @@ from PIL import Image
 from tiny_stable_diffusion import make_pipeline as make_stable_diffusion
 
 from vdu import VduError, unlearn
+from vdu.backbone import load_backbone
 from vdu.diffusion.noised_bank import NoisedBank, fill_bank
 from vdu.diffusion.noising import Clean
 from vdu.loop import check_resumable
 from vdu.weights import kept_parts
+from vdu.weights.checkpoint import write_tensors
 from vdu.weights.kept_parts import KeptParts
 
 SHORT = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "stop_share": None, "inversion_steps": 2}
@@ -24,13 +26,15 @@ def _run(pipeline, forget, **options):
     return unlearn(pipeline, forget, settings=SHORT, seed=3, precision="fp32", **options)
 
 
-def _interrupted_after_a_part(monkeypatch, pipeline, forget, state):
-    """Whether a run that goes on is interrupted right after one more part is written."""
-    write = kept_parts.write_tensors
+def _interrupted_after_parts(count, monkeypatch, pipeline, forget, state):
+    """Whether a run that goes on is interrupted right after ``count`` more parts are written."""
+    write, written = kept_parts.write_tensors, []
 
-    def write_and_stop(*arguments):
-        write(*arguments)
-        raise KeyboardInterrupt
+    def write_and_stop(path, *arguments):
+        write(path, *arguments)
+        written.append(path)
+        if len(written) == count:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(kept_parts, "write_tensors", write_and_stop)
@@ -41,18 +45,18 @@ def _interrupted_after_a_part(monkeypatch, pipeline, forget, state):
     return False
 
 
-@pytest.mark.parametrize("with_text", [False, True])
-def test_a_run_interrupted_after_each_part_equals_an_uninterrupted_one(with_text, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("with_text", "each"), [(False, 1), (True, 4)])
+def test_a_run_interrupted_again_and_again_equals_an_uninterrupted_one(with_text, each, folder, tmp_path, monkeypatch):
     pipeline = make_stable_diffusion(tmp_path) if with_text else make_pipeline()
     forget = folder if with_text else torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     whole, state = _run(pipeline, forget), tmp_path / "state"
     starts = 0
-    while _interrupted_after_a_part(monkeypatch, pipeline, forget, state):
+    while _interrupted_after_parts(each, monkeypatch, pipeline, forget, state):
         starts += 1
     kept = sorted((state / "preparation").iterdir())
     names = {path.name.rsplit("-", 1)[0] for path in kept}
-    assert names >= UNASKED | ({"prompts"} if with_text else set())
-    assert starts == len(kept)
+    assert names >= UNASKED | ({"prompts", "words"} if with_text else set())
+    assert starts == len(kept) // each > 1
     resumed = _run(pipeline, forget, state_folder=state)
     for figure in ("history", "guard", "share", "result_sha256"):
         assert resumed.record[figure] == whole.record[figure]
@@ -74,8 +78,6 @@ def test_a_bank_is_what_its_tensors_say(backbone):
 
 
 def test_what_prompts_add_to_a_bank_is_kept(tmp_path):
-    from vdu.backbone import load_backbone
-
     backbone = load_backbone(make_stable_diffusion(tmp_path))
     asked = Clean(torch.rand(2, 4, 8, 8), backbone.condition(["red", "blue"]))
     bank = fill_bank(backbone, asked, 0, "test", items=8)
@@ -112,17 +114,43 @@ def test_parts_of_another_run_and_broken_ones_are_refused_before_any_work(tmp_pa
 
 def test_only_parts_make_a_folder_one_of_a_run(tmp_path):
     place = tmp_path / "preparation"
+    place.touch()
+    with pytest.raises(VduError, match="preparation is a file"):
+        check_resumable(tmp_path, "x")
+    place.unlink()
     place.mkdir()
     (place / ".a-1.safetensors.partial-1-0").touch()  # of a run that was killed
     check_resumable(tmp_path, "x")
     (place / "notes.txt").touch()
     with pytest.raises(VduError, match="other files than a run's state"):
         check_resumable(tmp_path, "x")
+    (place / "notes.txt").unlink()
+    for other in ("thesis.pdf", "log.jsonl"):  # the state of a training has that name too
+        write_tensors(tmp_path / "state.safetensors", {}, {"settings_hash": "y"})
+        (tmp_path / other).touch()
+        with pytest.raises(VduError, match="other files than a run's state"):
+            check_resumable(tmp_path, "x")
 
 
 def test_a_state_that_would_not_fit_is_refused_before_any_work(tmp_path):
-    with pytest.raises(VduError, match="no space left on the disk"):
-        check_resumable(tmp_path, "x", needed_bytes=10**18)
+    for needed in ({"needed_bytes": 10**18}, {"prepared_bytes": 10**18}):
+        with pytest.raises(VduError, match="no space left on the disk"):
+            check_resumable(tmp_path, "x", **needed)
+    KeptParts(tmp_path, "x")("a", lambda: {"number": torch.tensor(1)})
+    check_resumable(tmp_path, "x", prepared_bytes=10**18)  # it is there already
+
+
+@pytest.mark.parametrize("changed", ["vae", "text_encoder", "scheduler"])
+def test_a_run_is_told_from_that_of_a_model_with_other_parts(changed, tmp_path):
+    pipeline = make_stable_diffusion(tmp_path)
+    before = load_backbone(pipeline).beside_sha256
+    assert load_backbone(pipeline).beside_sha256 == before
+    if changed == "scheduler":
+        pipeline.scheduler.register_to_config(use_karras_sigmas=True)
+    else:
+        next(getattr(pipeline, changed).parameters()).data.mul_(1.3)
+    after = load_backbone(pipeline).beside_sha256
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
 
 
 def test_an_interrupted_preparation_is_gone_on_with_by_the_same_command(tmp_path, monkeypatch, capsys):

@@ -76,6 +76,10 @@ def test_the_oracles_row_fills_the_column_of_the_others(suite, oracles, tmp_path
     # The shipped weights have forgotten nothing, and are as far from the retained images as they are.
     assert rows["retrain"]["share_after"] == rows["retrain"]["share_before"]
     assert rows["retrain"]["u_fid"] == rows["retrain"]["u_fid_original"] == rows["ga"]["u_fid_oracle"]
+    assert _oracle(suite, oracles, tmp_path, monkeypatch, capsys) == (0, "", "")  # made already
+    suite.write_text(suite.read_text().replace("samples = ", "samples = 1"))
+    code, _, err = _oracle(suite, oracles, tmp_path, monkeypatch, capsys)
+    assert (code, "retrain-3-0.json was measured with other settings" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,17 @@ def test_a_result_of_which_no_picture_can_be_drawn_is_said_to_be_there(folder, m
     assert not (folder / "clean" / "report.html").exists()
 
 
+def test_a_report_that_cannot_be_written_takes_nothing_else_along(folder, monkeypatch, capsys):
+    def failing(*_):
+        raise RuntimeError("torn")
+
+    monkeypatch.setattr("vdu.result.Result.report", failing)
+    with pytest.raises(RuntimeError, match="torn"):
+        unlearn_short(monkeypatch, capsys, folder)
+    assert "no pictures could be drawn of the result; it is in" in capsys.readouterr().err
+    assert (folder / "clean" / "model_index.json").is_file()
+
+
 def test_a_detector_for_a_guard_that_never_looks_is_refused(folder, monkeypatch, capsys):
     judged = ("--detector", "test_output:brightness", "--guard-with-detector", "--set", "guard_every_steps=0")
     assert_refused(unlearn_short(monkeypatch, capsys, folder, *judged), "--guard-with-detector needs a guard")

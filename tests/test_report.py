@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from vdu.report.charts import curve
 from vdu.report.figures import figure_rows, number, percent
 from vdu.report.model_card import write_model_card
 from vdu.report.page import write_report
@@ -322,3 +323,11 @@ def test_model_card(tmp_path: Path, unlearning: dict[str, Any], evaluation: dict
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model is None
     assert "Forgetting was not measured" in card.text
+
+
+@pytest.mark.parametrize("losses", [(1e-13, 2e-13), (1e-6, 1e-6 + 2e-13), (0.0, 0.0), (5e-324, 0.0), (0.5, 0.1)])
+def test_a_curve_of_losses_that_hardly_differ_is_drawn_too(losses):
+    drawn = curve("loss", [(step, loss, False) for step, loss in enumerate(losses, 1)], best=1)
+    ticks = [height for height, _ in drawn["y_ticks"]]
+    assert ticks == sorted(set(ticks), reverse=True)
+    assert (ticks[0], ticks[-1]) == (172, 22)

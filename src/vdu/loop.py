@@ -30,7 +30,7 @@ from vdu.records import read_record
 from vdu.seeding import generator
 from vdu.weights.checkpoint import check_state, load_state, save_state
 from vdu.weights.ema import ema_update
-from vdu.weights.kept_parts import check_parts
+from vdu.weights.kept_parts import PREPARATION_FOLDER, check_parts
 from vdu.weights.optimizers import OPTIMIZERS
 from vdu.weights.schedules import cosine_to_zero
 
@@ -203,21 +203,21 @@ def state_bytes(network: nn.Module, settings: MethodSettings) -> int:
     return (networks + 2) * trained
 
 
-def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0) -> None:
+def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0, prepared_bytes: int = 0) -> None:
     """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``.
 
-    ``needed_bytes``: of a state, which has to fit beside the one that it replaces.
+    ``needed_bytes``: of a state, which has to fit beside the one that it replaces; ``prepared_bytes``: of what is made
+    before the first step.
     """
     if state_folder.exists() and not state_folder.is_dir():
         raise VduError(f"{state_folder} is a file: give --state a folder")
-    begun = any((state_folder / name).is_file() for name in (STATE_FILE, RECORDS_FILE))
-    begun |= check_parts(state_folder, digest)
-    if not begun and state_folder.exists() and any(not p.name.startswith(".") for p in state_folder.iterdir()):
+    own = (STATE_FILE, RECORDS_FILE, PREPARATION_FOLDER)
+    if state_folder.exists() and any(p.name not in own and not p.name.startswith(".") for p in state_folder.iterdir()):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
     check_state(state_folder / STATE_FILE, {digest}, remove=state_folder)
-    begun = (state_folder / STATE_FILE).exists()
-    require_space(state_folder, needed_bytes if begun else 2 * needed_bytes)
+    prepared, begun = check_parts(state_folder, digest), (state_folder / STATE_FILE).exists()
+    require_space(state_folder, needed_bytes * (1 if begun else 2) + prepared_bytes * (not prepared))
     if begun:
         read_record(state_folder / RECORDS_FILE, "remove the whole folder, or choose another")
 

@@ -134,13 +134,22 @@ class Result:
             if measured is not None:
                 write_record(beside / "evaluation.json", measured)
             write_model_card(beside, self.record, measured, form)
-            if failed is None:
-                self.report(beside / "report.html")
-                self.picture(beside / "before-after.png")
+            failed = failed or self._show(beside)
         self.saved_in = folder
         if failed is not None:
             raise failed
         return folder
+
+    def _show(self, folder: Path) -> Exception | None:
+        """Write report and picture, or say what is wrong with them; a disk that is full is raised."""
+        try:
+            self.report(folder / "report.html")
+            self.picture(folder / "before-after.png")
+        except (VduError, OSError):
+            raise
+        except Exception as error:
+            return error
+        return None
 
     def _why_nothing_is_shown(self) -> BaseException | None:
         """What went wrong while samples were drawn for report and picture: no reason to lose the weights."""

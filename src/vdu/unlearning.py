@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.low_rank import factors
 from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
+from vdu.diffusion.noised_bank import BANK_BYTES, BYTES_KEPT
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, Inputs, read_inputs
@@ -102,10 +104,17 @@ class Request:
             "method": self.method.name,
             "method_source": own_source_sha256(self.method),
             "model": weights_sha256(self.backbone.network),
-            "schedule": self.backbone.schedule_sha256,
+            "beside the network": self.backbone.beside_sha256,
             "share": self.share,
             "posterior": prior.sha256 if prior else None,
         } | self.inputs.identity()
+
+    def prepared_bytes(self) -> int:
+        """What own samples, both banks for training and the forget score take on the disk, without features."""
+        values, picture = self.values, math.prod(self.backbone.latent_shape)
+        banks = 2 * min(BANK_BYTES, values.bank_items * picture * BYTES_KEPT)
+        score = 0 if values.parameters == LORA else self.backbone.size_bytes
+        return banks + 4 * values.own_samples * picture + score
 
     def record(self, preparation: Preparation, outcome: LoopResult) -> dict[str, Any]:
         """Settings, inputs, steps and looks of the guard."""
@@ -195,7 +204,7 @@ def unlearn(
     folder, identity = Path(state_folder) if state_folder else None, request.identity()
     if folder:
         digest = run_digest(values, seed, precision, identity)
-        check_resumable(folder, digest, state_bytes(network, values))
+        check_resumable(folder, digest, state_bytes(network, values), request.prepared_bytes())
         request = replace(request, parts=KeptParts(folder, digest))
     if on_stage:
         on_stage("preparing")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -101,11 +102,12 @@ class Backbone(ABC):
         """Raises `VduError` for a pipeline of the right class whose parts this architecture cannot work with."""
 
     @property
-    def schedule_sha256(self) -> str:
-        """Hash of what the network's output means at each time."""
-        digest = hashlib.sha256(self.prediction_type.encode())
-        digest.update(self.alpha_bar.numpy().tobytes())
-        return digest.hexdigest()
+    def beside_sha256(self) -> list[str]:
+        """Hashes of what stands beside the network: what its output means at each time, and how it is sampled."""
+        meaning = hashlib.sha256(self.prediction_type.encode())
+        meaning.update(self.alpha_bar.numpy().tobytes())
+        sampled = json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str)
+        return [meaning.hexdigest(), hashlib.sha256(sampled.encode()).hexdigest()]
 
     @property
     def size_bytes(self) -> int:

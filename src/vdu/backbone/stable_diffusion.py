@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vdu.backbone.attention import write_out_attention
-from vdu.backbone.contract import Backbone, float32_copy, placed
+from vdu.backbone.contract import Backbone, float32_copy, placed, weights_sha256
 from vdu.errors import VduError
 from vdu.prompts import Prompts
 
@@ -106,6 +106,11 @@ class StableDiffusionBackbone(Backbone):
             write_out_attention(network, *self.latent_shape[1:])
         copied: nn.Module = network
         return copied
+
+    @property
+    def beside_sha256(self) -> list[str]:
+        encoders = [getattr(self.pipeline, encoder) for _, encoder in self.text_parts]
+        return [*super().beside_sha256, *map(weights_sha256, (self.vae, *encoders))]
 
     def sample_from(self, prompts: Prompts) -> None:
         self.condition([*prompts.neutral, *prompts.forget])

@@ -29,7 +29,7 @@ from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, read_inputs
 from vdu.loop import LoopResult, run_loop
-from vdu.methods import find_method, make_settings
+from vdu.methods import find_method, make_settings, own_source_sha256
 from vdu.objective.contract import MethodSettings
 from vdu.objective.needs import check_needs
 from vdu.output import refuse_existing
@@ -162,6 +162,14 @@ def _runs(suite: Suite) -> list[Run]:
     return list(suite.part(seeds=suite.seeds[:1]).runs())
 
 
+def _asked(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
+    """What a row is measured of and with."""
+    of_suite = suite.model_dump(mode="json", include={"model", "detector"})
+    source = own_source_sha256(find_method(run.arm.method))
+    of_run = {"arm": run.arm.model_dump(), "settings": _settings(run).model_dump(mode="json"), "samples": samples}
+    return of_suite | of_run | ({"source of the method": source} if source else {})
+
+
 def _is_made(path: Path, asked: dict[str, Any]) -> bool:
     """Whether it is measured, and was not refused: what lacked may be there now.
 
@@ -171,7 +179,8 @@ def _is_made(path: Path, asked: dict[str, Any]) -> bool:
         return False
     found = asked | read_record(path)  # an older file says less
     if {key: found[key] for key in asked} != asked:
-        raise VduError(f"{path} was measured with other settings or samples: remove it, or give another --results")
+        differs = "another model or method, or with other settings or samples"
+        raise VduError(f"{path} was measured of {differs}: remove it, or give another --results")
     return not str(found.get("row", {}).get("ended")).startswith(REFUSED)
 
 
@@ -183,7 +192,7 @@ def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable
     missing = []
     for run in _runs(suite):
         path = results / f"cost-{suite.name}" / result_name(run.label, run.target)
-        asked = {"arm": run.arm.model_dump(), "settings": _settings(run).model_dump(mode="json"), "samples": samples}
+        asked = _asked(suite, run, samples)
         if not _is_made(path, asked):
             missing.append((run, path, asked))
     say(f"cost-{suite.name}: {len(missing)} runs to make")

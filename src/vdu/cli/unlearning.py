@@ -256,7 +256,9 @@ def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None, giv
         typer.echo(f"notice: nothing that {record['method']} asked for made use of --share")
     if record.get("words_found"):
         typer.echo(f"words that bring it, told by what is made of prompts: {quoted_prompts(record['words_found'])}")
-    typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s: {record['stop_reason']}")
+    resumed = record.get("resumed_at_step") or record.get("prepared_parts_read")
+    since = f" since the run was gone on with after step {record['resumed_at_step']}" if resumed else ""
+    typer.echo(f"{record['steps']} steps, {record['seconds']:.0f} s{since}: {record['stop_reason']}")
     if not record["best_step"] and not record["guard"]:
         typer.echo("NO STEP WAS TAKEN: what is written is where training begins", err=True)
     for said in (*cautions(record, evaluation), verdict(record, evaluation)):

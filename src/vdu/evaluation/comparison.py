@@ -97,7 +97,11 @@ def _became(after: Tensor, target: int, rejects: bool) -> dict[str, int]:
 
 
 def _class_figures(before: Tensor, after: Tensor, target: int, classes: int, rejects: bool) -> dict[str, Any]:
-    """PUL, shares, shift: from class indices ``(N,)`` of paired samples; "none" only where the detector can say so."""
+    """PUL, shares, shift: from class indices ``(N,)`` of paired samples; "none" only where the detector can say so.
+
+    What is no picture at all is none of the classes to every detector.
+    """
+    rejects = rejects or bool((torch.cat([before, after]) < 0).any())
     nothing = asdict(metrics.Interval(None, None, None))
     shares_before, shares_after = (metrics.class_shares(x, classes) for x in (before, after))
     kept = [i for i in range(classes) if i != target]

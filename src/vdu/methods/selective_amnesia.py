@@ -63,7 +63,8 @@ def build(settings: Settings, preparation: Preparation, network: nn.Module) -> O
     backbone, own = preparation.backbone, replayed_samples(preparation)
     images = own[: settings.fisher_images]
     scale = FISHER_OF_SUM_LOSS / (len(images) * math.prod(backbone.latent_shape))
-    fisher = {name: scale * f for name, f in squared_gradients(backbone, images, preparation.seed).items()}
+    squared = preparation.parts("fisher", lambda: squared_gradients(backbone, images, preparation.seed))
+    fisher = {name: scale * f for name, f in squared.items()}
     surrogate, replay = AnotherImage(backbone, preparation.forget, uniform_images), Denoising(backbone, own)
 
     def loss(network: nn.Module, batch_size: int, g: torch.Generator) -> Tensor:

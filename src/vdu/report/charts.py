@@ -16,11 +16,12 @@ FRAME = {"width": 360, "height": 210, "left": 46, "right": 350, "top": 22, "bott
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten) that reach from at most ``low`` to at least ``high``."""
-    rough = (high - low or abs(high) or 1.0) / TICKS
+    rough = (high - low or abs(high)) / TICKS or 1.0
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+    digits = 12 - math.floor(math.log10(step))
+    return [round(i * step, digits) for i in range(first, max(last, first + 1) + 1)]
 
 
 def curve(title: str, points: list[tuple[int, Any, bool]], best: int, zero: bool = False) -> dict[str, Any] | None:
@@ -38,7 +39,7 @@ def curve(title: str, points: list[tuple[int, Any, bool]], best: int, zero: bool
         return round(c["left"] + (c["right"] - c["left"]) * (x - min(xs)) / (max(xs) - min(xs) or 1), 1)
 
     def up(y: float) -> float:
-        return round(c["bottom"] - (c["bottom"] - c["top"]) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
+        return round(c["bottom"] - (c["bottom"] - c["top"]) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0] or 1), 1)
 
     dots = [(across(x), up(y), broken) for x, y, broken in known]
     return {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vdu.backbone import Backbone
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.text.asking import Asking
 from vdu.text.inversion import find_prompts
-from vdu.text.vocabulary import likely_asking
+from vdu.text.vocabulary import likely_asking, words_of
 from vdu.weights.kept_parts import KeptParts
 
 __all__ = ["find_asking"]
@@ -32,7 +33,7 @@ def find_asking(
 
     One prompt for all that was given is taken; captions that differ are not put into other words. Where nothing was
     given, prompts are found in ``inversion_steps`` steps (0: not), and up to ``most_words`` words beside them.
-    ``begin`` is told what is looked for; found prompts are kept in ``parts``.
+    ``begin`` is told what is looked for; what is found is kept in ``parts``.
     """
     if not isinstance(backbone, StableDiffusionBackbone):
         return None
@@ -52,6 +53,10 @@ def find_asking(
         parts=parts,
     )
     begin("looking for words that ask for them")
-    texts = backbone.prompts.neutral if backbone.prompts else ()
-    words = likely_asking(backbone, x_0, texts, seed, most=most_words, precision=precision)
-    return Asking(backbone, found=found, tried=words)
+    words = words_of(backbone.prompts.neutral) if backbone.prompts else []
+
+    def likely() -> dict[str, Tensor]:
+        found = likely_asking(backbone, x_0, words, seed, most=most_words, precision=precision)
+        return {"numbers": torch.tensor([words.index(word) for word in found], dtype=torch.long)}
+
+    return Asking(backbone, found=found, tried=[words[i] for i in parts("words", likely)["numbers"].tolist()])

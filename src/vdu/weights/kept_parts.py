@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vdu.errors import VduError
 from vdu.weights.checkpoint import check_state, read_tensors, write_tensors
 
 __all__ = ["PREPARATION_FOLDER", "SUFFIX", "KeptParts", "check_parts"]
@@ -49,10 +50,13 @@ class KeptParts:
 
 
 def check_parts(state_folder: Path, digest: str) -> bool:
-    """Whether ``state_folder`` is a place of parts; raises `VduError` where one is not of the run ``digest``."""
+    """Whether ``state_folder`` holds parts; raises `VduError` where it holds other than the run ``digest``'s."""
     folder = state_folder / PREPARATION_FOLDER
-    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    if folder.exists() and not folder.is_dir():
+        raise VduError(f"{folder} is a file: give --state a new or empty folder")
+    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+    if any(part.suffix != SUFFIX for part in found):
+        raise VduError(f"{folder} holds other files than a run's state: give --state a new or empty folder")
     for part in found:
-        if part.suffix == SUFFIX:
-            check_state(part, {digest}, remove=state_folder)
-    return folder.is_dir() and all(part.suffix == SUFFIX for part in found)
+        check_state(part, {digest}, remove=state_folder)
+    return bool(found)
