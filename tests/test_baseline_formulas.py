@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 
+from vdu import VduError
 from vdu.backbone import load_backbone
 from vdu.diffusion.denoising import Denoising
 from vdu.diffusion.noising import Clean
@@ -163,6 +164,11 @@ def test_saliency_keeps_the_half_that_the_forget_loss_feels_most(backbone, forge
     sizes = torch.cat([f.abs().flatten() for f in found])
     assert float(kept.double().mean()) == pytest.approx(0.5, abs=1e-3)
     assert sizes[kept].min() >= sizes[~kept].max()
+
+
+def test_salun_is_not_trained_by_what_would_move_masked_parameters():
+    with pytest.raises(VduError, match="optimizer"):
+        make_settings(find_method("salun"), {"optimizer": "muon"})
 
 
 def test_salun_moves_salient_parameters_only(preparation):

@@ -11,7 +11,7 @@ from tiny_stable_diffusion import CAPTIONS, unlearned, write_captions
 from vdu import VduError, unlearn
 from vdu.backbone import load_backbone
 from vdu.images.image_set import load_image_set
-from vdu.prompts import Prompts
+from vdu.prompts import Prompts, read_prompts, without
 from vdu.text.captions import forget_captions
 
 pytestmark = pytest.mark.usefixtures("few_samples")
@@ -63,6 +63,19 @@ def test_prompts_that_cannot_be_used_are_refused(pipeline, folder, tmp_path):
 
     with pytest.raises(VduError, match="takes no prompts"):
         unlearn(make_ddpm(), torch.zeros(2, 1, 8, 8), prompts=Prompts())
+
+
+def test_a_file_of_prompts_may_come_from_any_editor(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa red apple\r\n\r\na blue\u2028pear\r\n".encode())
+    assert read_prompts(path) == ("a red apple", "a blue\u2028pear")
+
+
+def test_what_does_not_stand_in_a_text_leaves_it_as_it_is():
+    for text in ("🐱", "a  red apple", "notoriety", ""):
+        assert without("noto", text) == text
+    assert without("noto", "a  noto apple") == "a apple"
+    assert without("noto", "noto 🐱!") == ""
 
 
 def test_one_picture_by_itself_has_no_caption(pipeline):

@@ -287,6 +287,20 @@ def test_what_cannot_be_parsed_is_one_line_too(monkeypatch, capsys):
     assert "Commands:" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "salun"), "needs images to keep"),
+        (("--share", "1.5"), "between 0 and 1"),
+        (("--precision", "fp8"), "unknown precision"),
+    ],
+)
+def test_real_images_are_looked_at_when_the_rest_is_accepted(arguments, said, folder, monkeypatch, capsys):
+    monkeypatch.setattr("vdu.evaluation.reference.load_reference", pytest.fail)
+    measured = ("--detector", "test_cli:brightness", "--reference", folder / "bad")
+    assert_refused(unlearn_short(monkeypatch, capsys, folder, *measured, *arguments), said)
+
+
 def test_models_that_cannot_be_used(folder, monkeypatch, capsys):
     unlearn = ("unlearn", "--forget", folder / "bad", "--out", folder / "clean")
     assert_refused(run_vdu(monkeypatch, capsys, *unlearn, folder / "bad"), "model_index.json")
@@ -311,6 +325,9 @@ def test_posterior_commands(folder, monkeypatch, capsys):
     assert_refused(
         run_vdu(monkeypatch, capsys, "posterior", "isotropic", folder / "model", "--out", out), "--overwrite"
     )
+    monkeypatch.setattr("vdu.diffusion.sampling.sample", pytest.fail)
+    bad = ("--scale", -1, "--out", folder / "q.safetensors")
+    assert_refused(run_vdu(monkeypatch, capsys, "posterior", "fisher", folder / "model", *bad), "must be at least")
     arguments = ("posterior", "checkpoints", folder / "model", folder / "model", "--out", folder / "q.safetensors")
     assert_refused(run_vdu(monkeypatch, capsys, *arguments), "at least 2")
 

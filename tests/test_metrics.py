@@ -182,6 +182,12 @@ def test_a_reference_is_labelled_by_its_sub_folders_or_else_by_the_detector(tmp_
     assert named.labels.tolist() == [0, 0, 1, 1, 1]
     means = [shade / 127.5 - 1 for shade in (0, 20, 200, 250, 90)]
     assert named.features[:, 0].tolist() == pytest.approx(means, abs=1e-4)
+    assert named.notices == ()
+    Image.new("L", (16, 16), 240).save(tmp_path / "named" / "light" / "240.png")
+    assert load_reference(tmp_path / "named", detector, (1, 8, 8)).notices == (
+        "light: images of another size were resized to 8x8",
+    )
+    (tmp_path / "named" / "light" / "240.png").unlink()
     assert named.retained(0)[:, 0].tolist() == pytest.approx(means[2:], abs=1e-4)
     (tmp_path / "named" / "Lihgt").mkdir()
     with pytest.raises(VduError, match="folder Lihgt, which is no class of the detector: did you mean 'light'"):

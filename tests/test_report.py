@@ -331,3 +331,13 @@ def test_a_curve_of_losses_that_hardly_differ_is_drawn_too(losses):
     ticks = [height for height, _ in drawn["y_ticks"]]
     assert ticks == sorted(set(ticks), reverse=True)
     assert (ticks[0], ticks[-1]) == (172, 22)
+
+
+def test_names_that_are_no_text_are_written_all_the_same(unlearning, tmp_path):
+    keep = {"source": "f\udcfcr", "images": 9, "notices": ["3 images were resized"]}
+    record = unlearning | {"model": "m\udcfc", "retain": keep}
+    written = _render(tmp_path, record, None, size=8)
+    assert "f\\udcfcr" in written
+    assert "images to keep: 3 images were resized" in written
+    write_model_card(tmp_path, record, None, "pipeline")
+    assert "m\\udcfc" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -138,6 +138,24 @@ def test_a_half_precision_pipeline_stays_one(pipeline, folder):
     assert result.pipeline.unet.dtype == result.pipeline.text_encoder.dtype == torch.float16
 
 
+def test_of_a_half_precision_folder_all_parts_work_together(pipeline, tmp_path):
+    pipeline.to(torch.float16).save_pretrained(tmp_path / "half")
+    backbone = load_backbone(tmp_path / "half")
+    clean = backbone.with_network(backbone.network)
+    assert {clean.unet.dtype, clean.vae.dtype, clean.text_encoder.dtype} == {torch.float32}
+    clean.save_pretrained(tmp_path / "clean")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "clean")
+    again.set_progress_bar_config(disable=True)
+    assert again("red", num_inference_steps=1, output_type="latent").images.isfinite().all()
+
+
+def test_a_vae_of_other_than_grey_or_colour_pictures_is_refused(pipeline):
+    for channels in ((4, 4), (2, 2), (3, 4)):
+        pipeline.vae.register_to_config(in_channels=channels[0], out_channels=channels[1])
+        with pytest.raises(VduError, match=f"VAE of {channels[0]} → {channels[1]} channels is not supported"):
+            load_backbone(pipeline)
+
+
 def test_a_detector_sees_pictures_not_latents(pipeline, folder):
     result = unlearned(pipeline, folder, detector="test_cli:brightness", target="bright")
     evaluation = result.evaluate("test_cli:brightness", "bright", sampler=Sampler(steps=2, count=4, precision="fp32"))

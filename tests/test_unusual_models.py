@@ -116,6 +116,24 @@ def test_no_time_of_a_schedule_that_ends_in_noise_alone_has_a_negative_elbo_weig
     assert (elbo_weight(load_backbone(pipeline).alpha_bar) > 0).all()
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_schedule_that_begins_without_noise_is_learned_with(prediction_type, forget):
+    scheduler = DDPMScheduler(num_train_timesteps=50, beta_start=0.0, prediction_type=prediction_type)
+    pipeline = DDPMPipeline(make_pipeline().unet, scheduler)
+    record = unlearn(pipeline, forget, settings=SHORT, share=0.2, precision="fp32").record
+    assert len(record["history"]) == SHORT["steps"]
+    assert all(step["loss"] < float("inf") for step in record["history"])
+
+
+def test_a_folder_with_a_shipped_models_name_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_pipeline().save_pretrained("mnist-14")
+    with pytest.raises(VduError, match=r"write \./mnist-14 for the folder"):
+        load_backbone("mnist-14")
+    assert load_backbone("./mnist-14").shape == (1, 8, 8)
+    assert load_backbone("mnist").shape == (1, 28, 28)
+
+
 def test_large_pictures_go_through_the_network_a_few_at_a_time():
     for side, most in ((8, 256), (64, 128), (256, 8)):
         assert load_backbone(DDPMPipeline(_network(sample_size=side), DDPMScheduler())).largest_batch == most

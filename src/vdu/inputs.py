@@ -30,6 +30,7 @@ class Given:
     detector: DetectorSource | None = None
     target: str | int | None = None
     skip_unreadable: bool = False
+    config: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_inputs(backbone: Backbone, given: Given) -> Inputs:
     if given.retain is not None:
         kept = load_image_set(given.retain, backbone.shape, called="retain", skip_unreadable=skip)
         _refuse_overlap(undesired, kept)
-    taught = load_teacher(given.teacher, backbone) if given.teacher is not None else None
+    taught = load_teacher(given.teacher, backbone, given.config) if given.teacher is not None else None
     prior = _prior(given.posterior, backbone)
     judge = load_detector(given.detector) if given.detector is not None else None
     if judge:

@@ -179,9 +179,11 @@ def find_zoo_model(name: str) -> ZooModel | None:
 def named_model(name: str) -> ZooModel | None:
     """The shipped model of that name, or None for a folder, a file or a hub id.
 
-    Raises `VduError` with the nearest names where it can be none of them.
+    Raises `VduError` with the nearest names where it can be none of them, and where it can be both.
     """
     zoo = find_zoo_model(name)
+    if zoo is not None and (Path(name) / "model_index.json").is_file():
+        raise VduError(f"{name!r} is a shipped model and a pipeline folder here: write ./{name} for the folder")
     if zoo is None and "/" not in name and not Path(name).exists():
         known = [model.name for model in zoo_models()]
         raise VduError(f"no model {name!r}: {nearest(name, known)}; or give a folder, a checkpoint file or a hub id")

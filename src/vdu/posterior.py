@@ -184,14 +184,15 @@ def from_checkpoints(backbone: Backbone, paths: list[Path], *, anchor: str = "we
     return Posterior(mean or None, floored, "checkpoints", len(paths), weights_sha256(backbone.network), floor, share)
 
 
-def _check_scale(scale: float) -> None:
+def check_scale(scale: float) -> None:
+    """Raise `VduError` for what is no standard deviation."""
     if not SMALLEST_SCALE <= scale < math.inf:
         raise VduError(f"the scale, a standard deviation, must be at least {SMALLEST_SCALE} and finite, not {scale}")
 
 
 def isotropic(backbone: Backbone, scale: float = 1e-3) -> Posterior:
     """σ* = ``scale`` everywhere: plain L2 to the released weights. For a model with one checkpoint."""
-    _check_scale(scale)
+    check_scale(scale)
     variance = {k: torch.full_like(v, scale**2) for k, v in _parameters(backbone.network).items()}
     return Posterior(None, variance, "isotropic", 1, weights_sha256(backbone.network), scale**2, 0.0)
 
@@ -217,7 +218,7 @@ def from_fisher(backbone: Backbone, images: Clean | Tensor, *, seed: int = 0, sc
 
     ``scale`` is the prior's standard deviation: parameters that the loss does not feel get it.
     """
-    _check_scale(scale)
+    check_scale(scale)
     fisher = squared_gradients(backbone, images, seed)
     floored, floor, share = _floored({n: 1 / (f + 1 / scale**2) for n, f in fisher.items()})
     sha256 = weights_sha256(backbone.network)

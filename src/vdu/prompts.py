@@ -61,11 +61,14 @@ def _pattern(concept: str, beside: str) -> re.Pattern[str]:
 
 
 def without(concept: str, text: str) -> str:
-    """``text`` without ``concept``, where that stands for itself; empty where nothing but marks is left.
+    """``text`` without ``concept``, where that stands for itself; empty where nothing but marks is left. Else as it is.
 
     Not "noto-style" without "style", nor "a cat's house" without "a cat".
     """
-    rest = " ".join(_pattern(concept, r"[\w'’-]").sub(" ", text).split())
+    rest, count = _pattern(concept, r"[\w'’-]").subn(" ", text)
+    if not count:
+        return text
+    rest = " ".join(rest.split())
     return rest if re.search(r"\w", rest) else ""
 
 
@@ -78,7 +81,7 @@ def quoted_prompts(prompts: Sequence[str]) -> str:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a text file, without empty ones. Raises `VduError` where it cannot be read or holds none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VduError(f"cannot read the prompts {path} ({type(error).__name__}): give a text file") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

@@ -24,7 +24,7 @@ from vdu.guard import Check, Guard
 from vdu.inputs import Given, Inputs, read_inputs
 from vdu.loop import LoopResult, StepRecord, check_resumable, run_digest, run_loop, state_bytes
 from vdu.methods import find_method, make_settings, own_source_sha256
-from vdu.model_zoo import named_model
+from vdu.model_zoo import ZooModel, named_model
 from vdu.objective.contract import Direction, Method, MethodSettings
 from vdu.objective.needs import check_needs
 from vdu.posterior import Posterior
@@ -37,10 +37,10 @@ from vdu.result import Result
 from vdu.weights.kept_parts import KeptParts
 from vdu.weights.parameters import LORA, trained_copy
 
-__all__ = ["Request", "unlearn"]
+__all__ = ["Request", "checked_numbers", "unlearn", "with_shipped"]
 
 
-def _checked_numbers(share: Any, seed: Any) -> tuple[float | None, int]:
+def checked_numbers(share: Any, seed: Any) -> tuple[float | None, int]:
     """Python's own, also where numpy's were given: a stream of random numbers is named by how its seed is written."""
     if share is not None and not (isinstance(share, Real) and 0 < float(share) < 1):
         raise VduError(f"share must lie between 0 and 1, not {share}: it is the undesired part of what the model makes")
@@ -145,6 +145,25 @@ class Request:
         }
 
 
+def with_shipped(
+    zoo: ZooModel | None, method: Method, given: Given, prompts: Prompts | None
+) -> tuple[Given, Prompts | None]:
+    """``given`` and ``prompts`` with what a shipped model brings along in place of what was not given.
+
+    Raises `VduError` where ``method`` lacks something, or makes no use of what was given.
+    """
+    if prompts is not None and not isinstance(prompts, Prompts):
+        raise VduError(f"prompts is a {type(prompts).__name__}: give vdu.Prompts(neutral=[…], forget=[…])")
+    if given.posterior is not None and "posterior" not in method.settings.needs:
+        raise VduError(f"method {method.name} makes no use of --posterior: leave it out, or choose another --method")
+    if zoo is not None:
+        prior = zoo.shipped_posterior if given.posterior is None else given.posterior
+        given, prompts = replace(given, posterior=prior), zoo.prompts if prompts is None else prompts
+    words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
+    check_needs(method, vars(given) | {"prompt": words})
+    return given, prompts
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def unlearn(
@@ -181,21 +200,14 @@ def unlearn(
     Raises `VduError` before any work for whatever cannot work. Panda et al., arXiv 2510.04058.
     """
     started = time.monotonic()
-    if prompts is not None and not isinstance(prompts, Prompts):
-        raise VduError(f"prompts is a {type(prompts).__name__}: give vdu.Prompts(neutral=[…], forget=[…])")
     chosen = find_method(method)
     values = make_settings(chosen, settings or {})
-    share, seed = _checked_numbers(share, seed)
+    share, seed = checked_numbers(share, seed)
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
     zoo = named_model(model) if isinstance(model, str) else None
-    prior = zoo.shipped_posterior if zoo and posterior is None else posterior
-    prompts = zoo.prompts if zoo and prompts is None else prompts
-    words = prompts.forget if prompts and any(text.strip() for text in prompts.forget) else None
-    given = Given(forget, retain, teacher, prior, detector, target, skip_unreadable)
-    check_needs(chosen, vars(given) | {"prompt": words})
-    if posterior is not None and "posterior" not in chosen.settings.needs:
-        raise VduError(f"method {chosen.name} makes no use of --posterior: leave it out, or choose another --method")
+    given = Given(forget, retain, teacher, posterior, detector, target, skip_unreadable, config)
+    given, prompts = with_shipped(zoo, chosen, given, prompts)
     backbone = load_backbone(model, prompts, config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)

@@ -35,6 +35,7 @@ __all__ = ["SOLVER", "Backbone", "float32_copy", "placed", "weights_sha256"]
 
 SOLVER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"}
 SMALLEST_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and x_0 say nothing of each other
+LARGEST_ALPHA_BAR = 1 - SMALLEST_ALPHA_BAR  # stands for 1, of a first β of 0, at which ε has no part in x_t
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -93,7 +94,7 @@ class Backbone(ABC):
         self.prediction_type: str = schedule.config.prediction_type
         alpha_bar: Tensor = schedule.alphas_cumprod
         smallest = min(SMALLEST_ALPHA_BAR, float(alpha_bar[alpha_bar > 0].min()) / 2)
-        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, smallest)
+        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, smallest).clamp(max=LARGEST_ALPHA_BAR)
         self.timesteps: int = len(self.alpha_bar)
 
     @classmethod

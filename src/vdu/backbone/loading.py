@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from vdu.backbone.acceptance import check_schedule, check_weights
 from vdu.backbone.contract import Backbone
@@ -76,7 +77,9 @@ def _read_pipeline(name: str, config: Path | None) -> Any:
         name = str(index.get("_class_name", ""))
         _refuse_unsupported(name)
         _refuse_pickle(Path(path), index)
-        return getattr(diffusers, name).from_pretrained(path, use_safetensors=True, variant=_variant(Path(path)))
+        # Without a precision transformers takes each part's own and diffusers float32, which do not work together.
+        how = {"use_safetensors": True, "variant": _variant(Path(path)), "torch_dtype": torch.float32}
+        return getattr(diffusers, name).from_pretrained(path, **how)
     except VduError:
         raise
     except ImportError as error:

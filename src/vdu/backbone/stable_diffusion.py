@@ -93,6 +93,9 @@ class StableDiffusionBackbone(Backbone):
             channels = f"{config.in_channels} → {config.out_channels} channels, the VAE's latents have"
             said = f"the U-Net maps {channels} {vae.latent_channels}"
             raise VduError(f"{said}: inpainting and editing models are not supported")
+        if vae.in_channels != vae.out_channels or vae.out_channels not in (1, 3):
+            channels = f"{vae.in_channels} → {vae.out_channels}"
+            raise VduError(f"a VAE of {channels} channels is not supported: give one of grey or colour pictures")
         if vae.get("latents_mean") is not None:
             raise VduError(f"a VAE with latents_mean is not supported: give a plain {cls.family}")
         width = sum(getattr(pipeline, encoder).config.hidden_size for _, encoder in cls.text_parts)

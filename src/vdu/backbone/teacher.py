@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
+from vdu.backbone.single_file import is_single_file
 from vdu.errors import VduError
 
 __all__ = ["Teacher", "load_teacher"]
@@ -32,13 +34,14 @@ def _text_width(backbone: Backbone) -> int | None:
     return width
 
 
-def load_teacher(model: Any, backbone: Backbone) -> Teacher:
-    """From a pipeline, folder, zoo name or hub id.
+def load_teacher(model: Any, backbone: Backbone, config: str | Path | None = None) -> Teacher:
+    """From a pipeline, folder, zoo name, hub id or checkpoint file; ``config`` is as of `vdu.backbone.load_backbone`.
 
     Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
     prediction type or schedule.
     """
-    other = load_backbone(model)
+    from_file = isinstance(model, (str, Path)) and is_single_file(str(model))
+    other = load_backbone(model, config=config if from_file else None)
     if type(other) is not type(backbone):
         kinds = f"{type(other.pipeline).__name__}, the model a {type(backbone.pipeline).__name__}"
         raise VduError(f"the teacher is a {kinds}: give a teacher of the model's architecture")

@@ -35,6 +35,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for row in figure_rows(evaluation.record):
         cells = [f"{c.value} {c.interval}".strip() for c in (row.before, row.after)]
         typer.echo(f"{row.label:32s}{cells[0]:>28s}{cells[1]:>30s}")
+    for notice in (evaluation.record["extractor"] or {}).get("reference_notices", []):
+        typer.echo(f"notice: real images, {notice}")
 
 
 def shipped_judge(model: str, target: str, detector: str | None, reference: Path | None) -> tuple[str, Path | None]:

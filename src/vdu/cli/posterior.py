@@ -60,8 +60,9 @@ def posterior_fisher(
     from vdu.diffusion.noising import Clean
     from vdu.diffusion.sampling import sample as draw
     from vdu.output import refuse_existing
-    from vdu.posterior import from_fisher
+    from vdu.posterior import check_scale, from_fisher
 
+    check_scale(scale)
     refuse_existing(out, overwrite)
     backbone = open_model(model, make_prompts(model, None, prompts, None), config, resolve_device(device))
     images = Clean(draw(backbone, backbone.network, samples, seed), backbone.sample_conditions(samples))

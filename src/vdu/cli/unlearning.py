@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +20,11 @@ from vdu.cli.options import (
     make_prompts,
     open_model,
 )
+from vdu.cli.yardstick import Yardstick, open_yardstick
 from vdu.errors import VduError
-from vdu.prompts import quoted_prompts
+from vdu.prompts import Prompts, quoted_prompts
 
 if TYPE_CHECKING:
-    from vdu.backbone import Backbone
-    from vdu.detector.contract import Detector
-    from vdu.evaluation.reference import Reference
     from vdu.result import Result
 
 __all__ = ["parse_settings", "unlearn_command"]
@@ -50,51 +48,6 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
-
-
-class Yardstick(NamedTuple):
-    """What the result will be measured with; None for what there is not."""
-
-    detector: Detector | None
-    target: str | None
-    reference: Reference | None
-
-
-def _yardstick(
-    model: str,
-    backbone: Backbone,
-    forget: Path,
-    detector: str | None,
-    target: str | None,
-    reference: Path | None,
-    skip_unreadable: bool,
-) -> Yardstick:
-    """Load the means of measuring; a shipped model brings its own classifier and features."""
-    from vdu.detector.contract import load_detector, most_seen_class
-    from vdu.evaluation.reference import load_reference
-    from vdu.images.image_set import load_image_set
-    from vdu.model_zoo import find_zoo_model
-    from vdu.result import shipped_detector
-
-    zoo = find_zoo_model(model)
-    images = load_image_set(forget, backbone.shape, skip_unreadable=skip_unreadable)
-    for notice in images.notices:
-        typer.echo(f"notice: {notice}")
-    judge = load_detector(detector) if detector else (shipped_detector(zoo, images, target) if zoo else None)
-    if judge is None:
-        for name, value in (("--target", target), ("--reference", reference)):
-            if value is not None:
-                raise VduError(f"{name} needs a detector: give --detector too")
-        return Yardstick(None, None, None)
-    judge.check(backbone.shape)
-    if target is not None:
-        found = int((judge(images.images).predicted == judge.class_index(target)).sum())
-        if 2 * found < len(images):
-            typer.echo(f"notice: the detector sees class {target} in {found} of the {len(images)} forget images only")
-    name = most_seen_class(judge, images) if target is None else target
-    path = reference or (zoo.shipped_reference if zoo and not detector else None)
-    real = load_reference(path, judge, backbone.shape, skip_unreadable=skip_unreadable) if path else None
-    return Yardstick(judge, name, real)
 
 
 def _unlearn_with_progress(steps_hint: int, **arguments: Any) -> Result:
@@ -138,6 +91,29 @@ def _what_is_left(state: Path | None) -> str:
         return f"the same command goes on from the last step in {state}"
     made = any((state / PREPARATION_FOLDER).glob(f"*{SUFFIX}"))
     return f"the same command goes on from what is made in {state}" if made else f"nothing was kept in {state} yet"
+
+
+def _refuse_early(
+    model: str,
+    method: str,
+    given: dict[str, Any],
+    prompts: Prompts | None,
+    share: float | None,
+    seed: int,
+    precision: str,
+    device: str | None,
+) -> None:
+    """Raise `VduError` for what `unlearn` would refuse without reading anything: real images take long to look at."""
+    from vdu.device import resolve_device
+    from vdu.inputs import Given
+    from vdu.methods import find_method
+    from vdu.model_zoo import named_model
+    from vdu.precision import resolve_precision
+    from vdu.unlearning import checked_numbers, with_shipped
+
+    checked_numbers(share, seed)
+    resolve_precision(precision, resolve_device(device))
+    with_shipped(named_model(model), find_method(method), Given(**given), prompts)
 
 
 def unlearn_command(
@@ -190,6 +166,8 @@ def unlearn_command(
     if state is not None:
         refuse_overlap(out, state)
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
+    given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": posterior}
+    _refuse_early(model, method, given, prompts, share, seed, precision, device)
     backbone = open_model(model, prompts, config)
     if backbone.prompts is not None:
         settings = settings.for_text()
@@ -197,7 +175,7 @@ def unlearn_command(
             typer.echo("notice: without --neutral-prompts the empty prompt alone holds what is to stay")
     check_form(save, settings.parameters, backbone.pipeline)
     require_space(out, RESULT_SIZES_OF_MODEL * backbone.size_bytes)
-    yardstick = _yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
+    yardstick = open_yardstick(model, backbone, forget, detector, target, reference, skip_unreadable)
     if guard_with_detector and yardstick.detector is None:
         raise VduError("--guard-with-detector needs a detector: give --detector too")
     if guard_with_detector and not settings.guard_every_steps:

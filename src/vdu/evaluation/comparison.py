@@ -254,6 +254,7 @@ def _heading(
     if reference is not None:
         dimensions, count = reference.features.shape[1], len(reference.features)
         extractor = {"name": judge.name, "sha256": judge.sha256, "dimensions": dimensions, "reference_images": count}
+        extractor["reference_notices"] = list(reference.notices)
     return {
         "schema": 1,
         "original_sha256": weights_sha256(first.network),

@@ -23,10 +23,11 @@ __all__ = ["Reference", "load_reference"]
 
 @dataclass(frozen=True)
 class Reference:
-    """``features (N, D)`` and ``labels (N,)`` of real images."""
+    """``features (N, D)`` and ``labels (N,)`` of real images; what had to be converted or left out of these."""
 
     features: Tensor
     labels: Tensor
+    notices: tuple[str, ...] = ()
 
     def retained(self, target: int) -> Tensor:
         """Features of all images that are not of ``target``."""
@@ -64,7 +65,11 @@ def load_reference(
     folders = [path / name for name in named] if named else [path]
     # One folder at a time: only what the detector says of the images is kept.
     read = partial(load_image_set, shape=shape, called="reference", skip_unreadable=skip_unreadable)
-    detections = [detector(read(folder).images) for folder in folders]
+    detections, notices = [], []
+    for folder in folders:
+        real = read(folder)
+        detections.append(detector(real.images))
+        notices += [f"{folder.name}: {notice}" for notice in real.notices]
     if any(d.features is None for d in detections):
         needed = "a vdu classifier folder, or a function that returns (probabilities, features)"
         raise VduError(f"detector {detector.name} gives no features: u-FID needs {needed}")
@@ -75,4 +80,4 @@ def load_reference(
         )
     else:
         labels = torch.cat([d.predicted for d in detections])
-    return Reference(features, labels)
+    return Reference(features, labels, tuple(notices))

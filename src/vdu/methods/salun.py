@@ -37,6 +37,7 @@ class Settings(MethodSettings):
 
     needs = ("forget", "retain")
     holds_weights = True
+    optimizer: Literal["adam"] = Field("adam", description="muon would move what the mask holds")
     steps: Count = 200
     learning_rate: Positive = 1e-4
     alpha: NotNegative = Field(3.0, description="α: weight of the retain loss")

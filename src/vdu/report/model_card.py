@@ -125,4 +125,4 @@ def write_model_card(
         f"## Limits\n\n{UNMEASURED_LIMITS if evaluation is None else LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")

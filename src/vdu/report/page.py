@@ -96,4 +96,4 @@ def write_report(
         versions=settings_rows(unlearning["versions"]),
         other_model=evaluation is not None and evaluation.get("unlearned_sha256") != unlearning["result_sha256"],
     )
-    path.write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
