@@ -13,6 +13,7 @@ from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
 
 from vdu import VduError
 from vdu.backbone import load_backbone, weights_sha256
+from vdu.backbone.teacher import load_teacher
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 
@@ -70,6 +71,16 @@ def test_the_marks_of_a_v_prediction_are_heeded(tmp_path):
     backbone = load_backbone(tmp_path / "v.safetensors", config=tmp_path / "configs")
     assert backbone.prediction_type == "v_prediction"
     assert backbone.alpha_bar[-1] < 1e-6
+
+
+def test_a_teacher_may_be_a_file_too(tmp_path):
+    student, teacher = make_pipeline(tmp_path), make_pipeline(tmp_path, seed=1)
+    save_file(checkpoint_layout(teacher), tmp_path / "teacher.safetensors")
+    teacher.save_pretrained(tmp_path / "configs")
+    read = load_teacher(tmp_path / "teacher.safetensors", load_backbone(student), tmp_path / "configs")
+    assert read.sha256 == weights_sha256(teacher.unet)
+    with pytest.raises(VduError, match="give --config FOLDER"):
+        load_teacher(tmp_path / "teacher.safetensors", load_backbone(student))
 
 
 def test_the_command_line_takes_a_file_and_puts_a_delta_on_it(kind, tmp_path, monkeypatch, capsys):
