@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_stable_diffusion import SHORT, make_pipeline, make_xl_pipeline
 
-from vdu import VduError
+from vdu import VduError, unlearn
 from vdu.backbone import load_backbone, weights_sha256
 from vdu.backbone.teacher import load_teacher
 
@@ -73,7 +73,7 @@ def test_the_marks_of_a_v_prediction_are_heeded(tmp_path):
     assert backbone.alpha_bar[-1] < 1e-6
 
 
-def test_a_teacher_may_be_a_file_too(tmp_path):
+def test_a_teacher_may_be_a_file_too(tmp_path, folder, few_samples):
     student, teacher = make_pipeline(tmp_path), make_pipeline(tmp_path, seed=1)
     save_file(checkpoint_layout(teacher), tmp_path / "teacher.safetensors")
     teacher.save_pretrained(tmp_path / "configs")
@@ -81,6 +81,12 @@ def test_a_teacher_may_be_a_file_too(tmp_path):
     assert read.sha256 == weights_sha256(teacher.unet)
     with pytest.raises(VduError, match="give --config FOLDER"):
         load_teacher(tmp_path / "teacher.safetensors", load_backbone(student))
+    student.save_pretrained(tmp_path / "student")
+    taught = {"teacher": tmp_path / "teacher.safetensors", "config": tmp_path / "configs", "settings": SHORT}
+    result = unlearn(tmp_path / "student", folder, "esd", **taught, precision="fp32")
+    assert result.record["teacher"]["sha256"] == read.sha256
+    with pytest.raises(VduError, match="--config goes with a single-file checkpoint only"):
+        unlearn(tmp_path / "student", folder, "esd", **taught | {"teacher": tmp_path / "configs"})
 
 
 def test_the_command_line_takes_a_file_and_puts_a_delta_on_it(kind, tmp_path, monkeypatch, capsys):

@@ -203,11 +203,11 @@ def state_bytes(network: nn.Module, settings: MethodSettings) -> int:
     return (networks + 2) * trained
 
 
-def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0, prepared_bytes: int = 0) -> None:
+def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0) -> None:
     """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``.
 
-    ``needed_bytes``: of a state, which has to fit beside the one that it replaces; ``prepared_bytes``: of what is made
-    before the first step.
+    ``needed_bytes``: of a state, which has to fit beside the one that it replaces. What is made before the first step
+    comes on top: how much that is, the method alone knows.
     """
     if state_folder.exists() and not state_folder.is_dir():
         raise VduError(f"{state_folder} is a file: give --state a folder")
@@ -216,8 +216,9 @@ def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0, prep
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
     check_state(state_folder / STATE_FILE, {digest}, remove=state_folder)
-    prepared, begun = check_parts(state_folder, digest), (state_folder / STATE_FILE).exists()
-    require_space(state_folder, needed_bytes * (1 if begun else 2) + prepared_bytes * (not prepared))
+    check_parts(state_folder, digest)
+    begun = (state_folder / STATE_FILE).exists()
+    require_space(state_folder / STATE_FILE, needed_bytes if begun else 2 * needed_bytes)
     if begun:
         read_record(state_folder / RECORDS_FILE, "remove the whole folder, or choose another")
 

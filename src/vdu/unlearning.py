@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +15,9 @@ from torch import nn
 from vdu import __version__
 from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.low_rank import factors
+from vdu.backbone.teacher import is_only_file
 from vdu.detector.contract import DetectorSource
 from vdu.device import resolve_device
-from vdu.diffusion.noised_bank import BANK_BYTES, BYTES_KEPT
 from vdu.errors import VduError
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, Inputs, read_inputs
@@ -108,13 +107,6 @@ class Request:
             "share": self.share,
             "posterior": prior.sha256 if prior else None,
         } | self.inputs.identity()
-
-    def prepared_bytes(self) -> int:
-        """What own samples, both banks for training and the forget score take on the disk, without features."""
-        values, picture = self.values, math.prod(self.backbone.latent_shape)
-        banks = 2 * min(BANK_BYTES, values.bank_items * picture * BYTES_KEPT)
-        score = 0 if values.parameters == LORA else self.backbone.size_bytes
-        return banks + 4 * values.own_samples * picture + score
 
     def record(self, preparation: Preparation, outcome: LoopResult) -> dict[str, Any]:
         """Settings, inputs, steps and looks of the guard."""
@@ -208,7 +200,7 @@ def unlearn(
     zoo = named_model(model) if isinstance(model, str) else None
     given = Given(forget, retain, teacher, posterior, detector, target, skip_unreadable, config)
     given, prompts = with_shipped(zoo, chosen, given, prompts)
-    backbone = load_backbone(model, prompts, config)
+    backbone = load_backbone(model, prompts, None if is_only_file(teacher, model) else config)
     values = values if backbone.prompts is None else values.for_text()
     inputs = read_inputs(backbone, given)
     request = Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
@@ -216,7 +208,7 @@ def unlearn(
     folder, identity = Path(state_folder) if state_folder else None, request.identity()
     if folder:
         digest = run_digest(values, seed, precision, identity)
-        check_resumable(folder, digest, state_bytes(network, values), request.prepared_bytes())
+        check_resumable(folder, digest, state_bytes(network, values))
         request = replace(request, parts=KeptParts(folder, digest))
     if on_stage:
         on_stage("preparing")

@@ -107,7 +107,10 @@ class Backbone(ABC):
         """Hashes of what stands beside the network: what its output means at each time, and how it is sampled."""
         meaning = hashlib.sha256(self.prediction_type.encode())
         meaning.update(self.alpha_bar.numpy().tobytes())
-        sampled = json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str)
+        scheduler = self.pipeline.scheduler
+        # What begins with _ is diffusers' own account of the file, in an order that differs by process.
+        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        sampled = json.dumps([type(scheduler).__name__, config], sort_keys=True, default=str)
         return [meaning.hexdigest(), hashlib.sha256(sampled.encode()).hexdigest()]
 
     @property

@@ -13,7 +13,7 @@ from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.single_file import is_single_file
 from vdu.errors import VduError
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "is_only_file", "load_teacher"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,22 @@ def _text_width(backbone: Backbone) -> int | None:
     return width
 
 
+def _is_file(model: Any) -> bool:
+    return isinstance(model, (str, Path)) and is_single_file(str(model))
+
+
+def is_only_file(teacher: Any, model: Any) -> bool:
+    """Whether ``teacher`` is a checkpoint file and ``model`` none, so that configs are for the teacher alone."""
+    return _is_file(teacher) and not _is_file(model)
+
+
 def load_teacher(model: Any, backbone: Backbone, config: str | Path | None = None) -> Teacher:
     """From a pipeline, folder, zoo name, hub id or checkpoint file; ``config`` is as of `vdu.backbone.load_backbone`.
 
     Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
     prediction type or schedule.
     """
-    from_file = isinstance(model, (str, Path)) and is_single_file(str(model))
-    other = load_backbone(model, config=config if from_file else None)
+    other = load_backbone(model, config=config if _is_file(model) else None)
     if type(other) is not type(backbone):
         kinds = f"{type(other.pipeline).__name__}, the model a {type(backbone.pipeline).__name__}"
         raise VduError(f"the teacher is a {kinds}: give a teacher of the model's architecture")

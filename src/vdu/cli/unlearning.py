@@ -154,6 +154,7 @@ def unlearn_command(
     state: Annotated[Path | None, typer.Option(help=STATE_HELP)] = None,
 ) -> None:
     """Make MODEL forget the images in FORGET and write a clean pipeline with a report."""
+    from vdu.backbone.teacher import is_only_file
     from vdu.methods import find_method, make_settings
     from vdu.output import refuse_existing, refuse_overlap, require_space
     from vdu.result import check_form
@@ -168,7 +169,7 @@ def unlearn_command(
     prompts = make_prompts(model, prompt, neutral_prompts, guidance_scale)
     given = {"forget": forget, "retain": retain, "teacher": teacher, "posterior": posterior}
     _refuse_early(model, method, given, prompts, share, seed, precision, device)
-    backbone = open_model(model, prompts, config)
+    backbone = open_model(model, prompts, None if is_only_file(teacher, model) else config)
     if backbone.prompts is not None:
         settings = settings.for_text()
         if not any(backbone.prompts.neutral):

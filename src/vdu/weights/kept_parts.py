@@ -49,8 +49,8 @@ class KeptParts:
         return made
 
 
-def check_parts(state_folder: Path, digest: str) -> bool:
-    """Whether ``state_folder`` holds parts; raises `VduError` where it holds other than the run ``digest``'s."""
+def check_parts(state_folder: Path, digest: str) -> None:
+    """Raise `VduError` where ``state_folder`` holds other parts than those of the run ``digest``."""
     folder = state_folder / PREPARATION_FOLDER
     if folder.exists() and not folder.is_dir():
         raise VduError(f"{folder} is a file: give --state a new or empty folder")
@@ -59,4 +59,3 @@ def check_parts(state_folder: Path, digest: str) -> bool:
         raise VduError(f"{folder} holds other files than a run's state: give --state a new or empty folder")
     for part in found:
         check_state(part, {digest}, remove=state_folder)
-    return bool(found)
