@@ -65,6 +65,9 @@ def test_unlearn_says_on_what_share_it_went_and_whether_anything_was_forgotten(c
     assert "words" not in said.out
     _tell_outcome(record | {"share_source": "estimated", "words_found": ["in noto style"]}, None)
     assert "“in noto style”" in capsys.readouterr().out
+    keep = {"retain": {"notices": ["images of another size were resized to 8x8"]}}
+    _tell_outcome(record | keep, None)
+    assert "notice: images to keep, images of another size" in capsys.readouterr().out
     _tell_outcome(record | {"share": None, "share_source": None, "best_step": 0}, None)
     said = capsys.readouterr()
     assert "share of what" not in said.out

@@ -338,6 +338,6 @@ def test_names_that_are_no_text_are_written_all_the_same(unlearning, tmp_path):
     record = unlearning | {"model": "m\udcfc", "retain": keep}
     written = _render(tmp_path, record, None, size=8)
     assert "f\\udcfcr" in written
-    assert "images to keep: 3 images were resized" in written
+    assert "images to keep, 3 images were resized" in written
     write_model_card(tmp_path, record, None, "pipeline")
     assert "m\\udcfc" in (tmp_path / "README.md").read_text(encoding="utf-8")

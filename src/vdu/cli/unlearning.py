@@ -226,6 +226,8 @@ def _tell_outcome(record: dict[str, Any], evaluation: dict[str, Any] | None, giv
     """How the run ended, on what share of the original's images it went, and the verdict."""
     from vdu.report.verdict import cautions, verdict
 
+    for notice in (record.get("retain") or {}).get("notices", []):
+        typer.echo(f"notice: images to keep, {notice}")
     source = record["share_source"]
     if source:
         known = "assumed: one image cannot say; --share sets it" if source == "assumed" else source
