@@ -95,14 +95,17 @@ class Request:
         look = detector_judge(*given.judge, self.backbone.decode) if given.judge else label_free_judge(preparation)
         return preparation, objective, Guard(preparation, look)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells this run's state from another's, beside its settings, seed and precision."""
+    def identity(self, model_sha256: str) -> dict[str, Any]:
+        """What tells this run's state from another's, beside its settings, seed and precision.
+
+        ``model_sha256``: of the original's weights.
+        """
         prior = self.inputs.posterior if "posterior" in self.values.needs else None
         return {
             "vdu_version": __version__,
             "method": self.method.name,
             "method_source": own_source_sha256(self.method),
-            "model": weights_sha256(self.backbone.network),
+            "model": model_sha256,
             "beside the network": self.backbone.beside_sha256,
             "share": self.share,
             "posterior": prior.sha256 if prior else None,
@@ -205,23 +208,25 @@ def unlearn(
     inputs = read_inputs(backbone, given)
     request = Request(chosen, values, backbone, inputs, share, seed, precision, place, on_stage)
     network = trained_copy(backbone, values.parameters, values.lora_rank, seed, values.gradient_checkpointing)
-    folder, identity = Path(state_folder) if state_folder else None, request.identity()
+    folder = Path(state_folder) if state_folder else None
+    original = {"model": zoo.name if zoo else source_of(model), "model_sha256": weights_sha256(backbone.network)}
+    identity = None
     if folder:
+        identity = request.identity(original["model_sha256"])
         digest = run_digest(values, seed, precision, identity)
         check_resumable(folder, digest, state_bytes(network, values))
         request = replace(request, parts=KeptParts(folder, digest))
     if on_stage:
         on_stage("preparing")
-    name = zoo.name if zoo else source_of(model)
-    return _carry_out(request, network, name, started, identity, folder, on_step)
+    return _carry_out(request, network, original, started, identity, folder, on_step)
 
 
 def _carry_out(
     request: Request,
     network: nn.Module,
-    name: str,
+    original: dict[str, str],
     started: float,
-    identity: dict[str, Any],
+    identity: dict[str, Any] | None,
     state_folder: Path | None,
     on_step: Callable[[StepRecord, Check | None], None] | None,
 ) -> Result:
@@ -244,8 +249,7 @@ def _carry_out(
     record = {
         "schema": 1,
         "vdu_version": __version__,
-        "model": name,
-        "model_sha256": identity["model"],
+        **original,
         "result_sha256": weights_sha256(pipeline.unet),
         "passes": request.backbone.passes,
         "preparation_seconds": round(prepared - started, 2),

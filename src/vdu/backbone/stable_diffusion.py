@@ -112,8 +112,7 @@ class StableDiffusionBackbone(Backbone):
 
     @property
     def beside_sha256(self) -> list[str]:
-        encoders = [getattr(self.pipeline, encoder) for _, encoder in self.text_parts]
-        return [*super().beside_sha256, *map(weights_sha256, (self.vae, *encoders))]
+        return [*super().beside_sha256, *map(weights_sha256, (self.vae, *self.text_encoders))]
 
     def sample_from(self, prompts: Prompts) -> None:
         self.condition([*prompts.neutral, *prompts.forget])
@@ -157,7 +156,7 @@ class StableDiffusionBackbone(Backbone):
     @contextmanager
     def placed_text(self, single: bool = False) -> Iterator[None]:
         """Have the text encoders beside the network inside the block; in float32 where ``single``."""
-        encoders = [getattr(self.pipeline, encoder) for _, encoder in self.text_parts]
+        encoders = self.text_encoders
         precisions = [encoder.dtype for encoder in encoders]
         with ExitStack() as stack:
             for encoder, precision in zip(encoders, precisions, strict=True):
@@ -190,8 +189,8 @@ class StableDiffusionBackbone(Backbone):
 
     def _hooked_encoding(self, texts: list[str], hooks: Sequence[EmbeddingHook]) -> tuple[Tensor, ...]:
         with ExitStack() as stack:
-            for (_, encoder), hook in zip(self.text_parts, hooks, strict=True):
-                layer = getattr(self.pipeline, encoder).get_input_embeddings()
+            for encoder, hook in zip(self.text_encoders, hooks, strict=True):
+                layer = encoder.get_input_embeddings()
                 stack.callback(layer.register_forward_hook(hook).remove)
             return self._encoding(texts)
 
@@ -212,9 +211,14 @@ class StableDiffusionBackbone(Backbone):
         return [getattr(self.pipeline, tokenizer) for tokenizer, _ in self.text_parts]
 
     @property
+    def text_encoders(self) -> list[Any]:
+        """In the order of `tokenizers`."""
+        return [getattr(self.pipeline, encoder) for _, encoder in self.text_parts]
+
+    @property
     def vocabularies(self) -> tuple[Tensor, ...]:
         """The word embeddings of each text encoder: ``(V, D)``, one for each token number."""
-        layers = [getattr(self.pipeline, encoder).get_input_embeddings() for _, encoder in self.text_parts]
+        layers = [encoder.get_input_embeddings() for encoder in self.text_encoders]
         return tuple(layer.weight.detach().float().to(self.device) for layer in layers)
 
     @property

@@ -31,7 +31,6 @@ from vdu.inputs import Given, read_inputs
 from vdu.loop import LoopResult, run_loop
 from vdu.methods import find_method, make_settings, own_source_sha256
 from vdu.objective.contract import MethodSettings
-from vdu.objective.needs import check_needs
 from vdu.output import refuse_existing
 from vdu.precision import resolve_precision
 from vdu.preparation.judge import Judge, detector_judge
@@ -39,7 +38,7 @@ from vdu.preparation.preparation import Preparation
 from vdu.provenance import made_by
 from vdu.quiet import quiet
 from vdu.records import read_record, write_record
-from vdu.unlearning import Request
+from vdu.unlearning import Request, with_shipped
 from vdu.weights.parameters import trained_copy
 
 __all__ = ["measure_cost", "run_forgetting_cost"]
@@ -82,8 +81,7 @@ def _request(suite: Suite, run: Run, detector: Detector) -> Request:
     zoo, method, place = zoo_model(suite), find_method(run.arm.method), torch.device("cpu")
     values = _settings(run)
     images, retain = given_images(suite, run)
-    given = Given(images, retain, None, zoo.shipped_posterior, detector, run.target)
-    check_needs(method, vars(given))
+    given, _ = with_shipped(zoo, method, Given(images, retain, detector=detector, target=run.target), None)
     backbone = load_backbone(zoo.pipeline)
     inputs, precision = read_inputs(backbone, given), resolve_precision("auto", place)
     return Request(method, values, backbone, inputs, run.arm.share, run.seed, precision, place, None)
