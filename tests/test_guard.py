@@ -222,7 +222,7 @@ def test_a_state_without_its_record_is_refused_before_any_work(tmp_path):
         if written is not None:
             (tmp_path / "records.json").write_text(written)
         with pytest.raises(VduError, match=r"records\.json .*remove the whole folder"):
-            loop.check_resumable(tmp_path, "x")
+            loop.check_resumable(tmp_path, "x", "x")
 
 
 class _Elsewhere:

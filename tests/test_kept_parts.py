@@ -16,7 +16,7 @@ from vdu.weights.checkpoint import write_tensors
 from vdu.weights.kept_parts import KeptParts
 
 SHORT = {"steps": 2, "guard_every_steps": 2, "batch_size": 2, "stop_share": None, "inversion_steps": 2}
-UNASKED = {"bank-forget", "bank-judged", "bank-own", "bank-look", "forget-score", "responsibilities"}
+UNASKED = {"bank-forget", "bank-judged", "bank-own", "bank-look", "forget-score-1", "responsibilities"}
 UNASKED |= {"samples-own", "samples-guard"}
 
 pytestmark = pytest.mark.usefixtures("few_samples")
@@ -65,6 +65,23 @@ def test_a_run_interrupted_again_and_again_equals_an_uninterrupted_one(with_text
     assert resumed.record["passes"] < whole.record["passes"] / 3
 
 
+def test_a_run_with_other_settings_of_its_steps_begins_from_the_same_preparation(tmp_path):
+    pipeline = make_pipeline()
+    forget = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    _run(pipeline, forget, state_folder=tmp_path)
+    other = {"strength": 9.0, "gamma": 0.3, "steps": 3, "learning_rate": 1e-3}
+    options = {"settings": SHORT | other, "seed": 3, "precision": "fp32"}
+    with pytest.raises(VduError, match="remove that file, to begin again from what was made before its first step"):
+        unlearn(pipeline, forget, state_folder=tmp_path, **options)
+    (tmp_path / "state.safetensors").unlink()
+    again, whole = unlearn(pipeline, forget, state_folder=tmp_path, **options), unlearn(pipeline, forget, **options)
+    assert again.record["result_sha256"] == whole.record["result_sha256"]
+    assert again.record["history"] == whole.record["history"]
+    assert again.record["prepared_parts_read"] >= len(UNASKED) - 1  # the forget score may be of other times
+    with pytest.raises(VduError, match=f"other settings: remove {tmp_path} or"):
+        unlearn(pipeline, forget, state_folder=tmp_path, **options | {"seed": 4})
+
+
 def test_a_bank_is_what_its_tensors_say(backbone):
     images = torch.rand(3, 1, 8, 8)
     for only in (False, True):
@@ -103,38 +120,38 @@ def test_parts_of_one_name_are_told_by_their_order(tmp_path):
 
 def test_parts_of_another_run_and_broken_ones_are_refused_before_any_work(tmp_path):
     KeptParts(tmp_path, "x")("a", lambda: {"number": torch.tensor(1)})
-    check_resumable(tmp_path, "x")
+    check_resumable(tmp_path, "x", "x")
     with pytest.raises(VduError, match=rf"a-1\.safetensors .*other settings: remove {tmp_path} or"):
-        check_resumable(tmp_path, "y")
+        check_resumable(tmp_path, "y", "y")
     part = tmp_path / "preparation" / "a-1.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(VduError, match=rf"a-1\.safetensors is no state of a run .*: remove {tmp_path} or"):
-        check_resumable(tmp_path, "x")
+        check_resumable(tmp_path, "x", "x")
 
 
 def test_only_parts_make_a_folder_one_of_a_run(tmp_path):
     place = tmp_path / "preparation"
     place.touch()
     with pytest.raises(VduError, match="preparation is a file"):
-        check_resumable(tmp_path, "x")
+        check_resumable(tmp_path, "x", "x")
     place.unlink()
     place.mkdir()
     (place / ".a-1.safetensors.partial-1-0").touch()  # of a run that was killed
-    check_resumable(tmp_path, "x")
+    check_resumable(tmp_path, "x", "x")
     (place / "notes.txt").touch()
     with pytest.raises(VduError, match="other files than a run's state"):
-        check_resumable(tmp_path, "x")
+        check_resumable(tmp_path, "x", "x")
     (place / "notes.txt").unlink()
     for other in ("thesis.pdf", "log.jsonl"):  # the state of a training has that name too
         write_tensors(tmp_path / "state.safetensors", {}, {"settings_hash": "y"})
         (tmp_path / other).touch()
         with pytest.raises(VduError, match="other files than a run's state"):
-            check_resumable(tmp_path, "x")
+            check_resumable(tmp_path, "x", "x")
 
 
 def test_a_state_that_would_not_fit_is_refused_before_any_work(tmp_path):
     with pytest.raises(VduError, match=r"no space left on the disk for .*state\.safetensors"):
-        check_resumable(tmp_path, "x", needed_bytes=10**18)
+        check_resumable(tmp_path, "x", "x", needed_bytes=10**18)
 
 
 def test_what_diffusers_notes_of_a_scheduler_does_not_tell_runs_apart(tmp_path):

@@ -189,11 +189,16 @@ class _Run:
         return None
 
 
-def run_digest(settings: MethodSettings, seed: int, precision: str, identity: dict[str, Any] | None) -> str:
-    """What tells a run from others: a state is gone on from only where it is the same."""
-    return hashlib.sha256(
-        json.dumps([settings.model_dump(), seed, precision, identity], default=str).encode()
-    ).hexdigest()
+def run_digest(
+    settings: MethodSettings,
+    seed: int,
+    precision: str,
+    identity: dict[str, Any] | None,
+    without: frozenset[str] = frozenset(),
+) -> str:
+    """What tells a run from others: a state is gone on from only where it is the same. ``without`` those settings."""
+    told = [settings.model_dump(exclude=set(without)), seed, precision, identity]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
 
 def state_bytes(network: nn.Module, settings: MethodSettings) -> int:
@@ -203,11 +208,11 @@ def state_bytes(network: nn.Module, settings: MethodSettings) -> int:
     return (networks + 2) * trained
 
 
-def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0) -> None:
+def check_resumable(state_folder: Path, digest: str, parts_digest: str, needed_bytes: int = 0) -> None:
     """Raise `VduError` where a run of that ``digest`` can neither begin nor go on in ``state_folder``.
 
-    ``needed_bytes``: of a state, which has to fit beside the one that it replaces. What is made before the first step
-    comes on top: how much that is, the method alone knows.
+    ``parts_digest``: of what is made before the first step. ``needed_bytes``: of a state, which has to fit beside the
+    one that it replaces. What is made before the first step comes on top: how much that is, the method alone knows.
     """
     if state_folder.exists() and not state_folder.is_dir():
         raise VduError(f"{state_folder} is a file: give --state a folder")
@@ -215,8 +220,10 @@ def check_resumable(state_folder: Path, digest: str, needed_bytes: int = 0) -> N
     if state_folder.exists() and any(p.name not in own and not p.name.startswith(".") for p in state_folder.iterdir()):
         raise VduError(f"{state_folder} holds other files than a run's state: give --state a new or empty folder")
     refuse_existing(state_folder / STATE_FILE, overwrite=True)
-    check_state(state_folder / STATE_FILE, {digest}, remove=state_folder)
-    check_parts(state_folder, digest)
+    check_parts(state_folder, parts_digest)
+    prepared = (state_folder / PREPARATION_FOLDER).exists()
+    again = "that file, to begin again from what was made before its first step," if prepared else state_folder
+    check_state(state_folder / STATE_FILE, {digest}, remove=again)
     begun = (state_folder / STATE_FILE).exists()
     require_space(state_folder / STATE_FILE, needed_bytes if begun else 2 * needed_bytes)
     if begun:

@@ -214,8 +214,9 @@ def unlearn(
     if folder:
         identity = request.identity(original["model_sha256"])
         digest = run_digest(values, seed, precision, identity)
-        check_resumable(folder, digest, state_bytes(network, values))
-        request = replace(request, parts=KeptParts(folder, digest))
+        of_parts = run_digest(values, seed, precision, identity, without=values.of_steps)
+        check_resumable(folder, digest, of_parts, state_bytes(network, values))
+        request = replace(request, parts=KeptParts(folder, of_parts))
     if on_stage:
         on_stage("preparing")
     return _carry_out(request, network, original, started, identity, folder, on_step)

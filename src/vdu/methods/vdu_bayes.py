@@ -48,6 +48,11 @@ class Settings(MethodSettings):
     prompted_rho_max: float = Field(0.6, ge=0, lt=1, description="largest ρ in 1/(1 − ρ) where prompts are read")
     largest_features: bool = Field(False, description="tell the undesired by the largest values of inner maps too")
 
+    of_steps: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "batch_size", "optimizer", "learning_rate", "schedule", "max_gradient_norm", "ema_decay"}
+        | {"guard_every_steps", "stop_share", "gamma", "strength", "rho_max", "prompted_rho_max"}
+    )
+
     with_text: ClassVar[dict[str, Any]] = {
         "gamma": 0.75,
         "learning_rate": 1e-4,

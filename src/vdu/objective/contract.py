@@ -46,13 +46,15 @@ class MethodSettings(BaseModel):
     """Settings that every method has; a method adds its own. Unknown names are refused.
 
     ``needs`` names what must be given, ``takes`` what may be (see `vdu.objective.needs`). ``holds_weights``: it
-    penalises, masks or sets single weights of the network, which a LoRA leaves as they are.
+    penalises, masks or sets single weights of the network, which a LoRA leaves as they are. ``of_steps``: settings that
+    nothing which is kept before the first step depends on, so that a run with others there begins from it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     needs: ClassVar[tuple[str, ...]] = ("forget",)
     takes: ClassVar[tuple[str, ...]] = ()
     holds_weights: ClassVar[bool] = False
+    of_steps: ClassVar[frozenset[str]] = frozenset()
 
     steps: Count = Field(100, description="most optimiser steps; the guard may stop earlier")
     batch_size: Count = Field(32, description="images per term and step")

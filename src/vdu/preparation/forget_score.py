@@ -58,5 +58,5 @@ def fit_forget_score(
             descend(optimizer, loss)
         return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
-    network.load_state_dict((parts or KeptParts())("forget-score", fit), strict=False)
+    network.load_state_dict((parts or KeptParts())(f"forget-score-{until:g}", fit), strict=False)
     return network.eval().requires_grad_(False)
