@@ -44,6 +44,16 @@ def test_a_concept_stands_at_every_place_of_a_prompt(backbone):
     assert _texts(backbone, Asking(backbone, ("a red",)).put_into(["", ""], (0, 7))) == ["a red"] * 2
 
 
+def test_a_concept_stands_where_it_is_read_in_a_prompt_that_is_too_long(backbone):
+    long = " ".join(["apple", "pear"] * 20)  # 12 tokens are read, two of them marks
+    plain = backbone.condition([long])
+    numbers = Asking(backbone, ("a red",)).put_into([long] * 30, range(30))
+    assert len(set(numbers.tolist())) == 9  # before each of the first eight words, and after them
+    states = backbone.states_of([long, *(_texts(backbone, numbers))])
+    assert not any(torch.equal(states[0], other) for other in states[1:])
+    assert plain.item() not in numbers
+
+
 def test_a_quarter_of_the_own_samples_asks_with_the_words_alone_and_learns_among_others(backbone):
     backbone.sample_from(Prompts(NEUTRAL, ("red",)))
     prompts = Asking(backbone, ("red",)).of_own(32)

@@ -34,6 +34,19 @@ def test_a_delta_leads_both_ways_bit_by_bit(dtype, pipeline, folder, tmp_path):
         apply_delta(load_backbone(make_pipeline(tmp_path, seed=1)), tmp_path / "delta")
 
 
+def test_a_delta_of_a_network_of_mixed_precision_leads_both_ways(pipeline, folder, tmp_path):
+    pipeline.unet.half().conv_out.float()
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.add_(1e-6)  # what float16 cannot hold
+    result = unlearned(pipeline, folder, settings={"learning_rate": 1e-2, "guard_every_steps": 0})
+    result.save(tmp_path / "delta", form="delta")
+    clean = apply_delta(load_backbone(pipeline), tmp_path / "delta")
+    original = revert_delta(load_backbone(result.pipeline), tmp_path / "delta")
+    for made, wanted in ((clean, result.pipeline), (original, pipeline)):
+        pairs = zip(made.unet.state_dict().values(), wanted.unet.state_dict().values(), strict=True)
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
 def test_a_damaged_delta_is_refused(pipeline, folder, tmp_path):
     unlearned(pipeline, folder).save(tmp_path / "delta", form="delta")
     differences, metadata = read_tensors(tmp_path / "delta" / DELTA_FILE)

@@ -75,6 +75,7 @@ def test_the_marks_of_a_v_prediction_are_heeded(tmp_path):
 
 def test_a_teacher_may_be_a_file_too(tmp_path, folder, few_samples):
     student, teacher = make_pipeline(tmp_path), make_pipeline(tmp_path, seed=1)
+    teacher.vae, teacher.text_encoder = student.vae, student.text_encoder
     save_file(checkpoint_layout(teacher), tmp_path / "teacher.safetensors")
     teacher.save_pretrained(tmp_path / "configs")
     read = load_teacher(tmp_path / "teacher.safetensors", load_backbone(student), tmp_path / "configs")

@@ -1,9 +1,11 @@
 """Stable Diffusion XL at a tiny size with the real classes, against what the pipeline itself computes."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
-from tiny_stable_diffusion import SHORT, make_pipeline, make_text, make_xl_pipeline
+from tiny_stable_diffusion import SHORT, make_pipeline, make_text, make_xl_pipeline, where_words_have_a_say
 from transformers import CLIPTextModel
 
 from vdu import VduError, unlearn
@@ -11,6 +13,7 @@ from vdu.backbone import load_backbone, weights_sha256
 from vdu.backbone.teacher import load_teacher
 from vdu.diffusion.sampling import sample
 from vdu.prompts import Prompts
+from vdu.text.closed_form import ClosedForm
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 
@@ -139,3 +142,38 @@ def test_refiners_and_missing_parts_are_refused(tmp_path):
         load_backbone(StableDiffusionXLPipeline(**parts | {"tokenizer_2": None}, add_watermarker=False))
     with pytest.raises(VduError, match="knows no word"):
         load_backbone(pipeline, Prompts(neutral=("ξξ",)))
+
+
+def test_a_teacher_of_another_vae_or_text_encoder_is_refused(tmp_path):
+    model = make_xl_pipeline(tmp_path)
+    backbone = load_backbone(model)
+
+    def teacher(**parts):
+        return StableDiffusionXLPipeline(**{**model.components, **parts}, add_watermarker=False)
+
+    unet = make_xl_pipeline(tmp_path).unet
+    unet.conv_out.bias.data.add_(1)
+    half = [copy.deepcopy(part).bfloat16().float() for part in (model.vae, model.text_encoder_2)]
+    assert load_teacher(teacher(unet=unet, vae=half[0], text_encoder_2=half[1]), backbone).sha256
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        other = copy.deepcopy(getattr(model, name))
+        next(other.parameters()).data.mul_(1.02)
+        with pytest.raises(VduError, match=f"teacher's {name} is another than the model's"):
+            load_teacher(teacher(unet=unet, **{name: other}), backbone)
+    scaled = copy.deepcopy(model.vae)
+    scaled.register_to_config(scaling_factor=1.0)
+    with pytest.raises(VduError, match="scaling_factor"):
+        load_teacher(teacher(unet=unet, vae=scaled), backbone)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_empty_text_that_holds_what_is_to_stay_is_read_as_text(zeros, tmp_path):
+    backbone = where_words_have_a_say(load_backbone(make_xl_pipeline(tmp_path, zeros)))
+    empty, words = backbone.states_of(["", "a pear"])
+    assert torch.equal(empty, backbone.states_of([""])[0])
+    torch.testing.assert_close(empty[0], words[0])  # the start mark, which text after it does not change
+    assert not torch.allclose(empty[1], words[1])
+    held, free = (ClosedForm.of_words(backbone, ["a red"], [""], keep=keep) for keep in (1.0, 0.0))
+    start = empty[0].double()
+    moved = [(start @ form.factor.T - start).norm() for form in (held, free)]
+    assert moved[0] < 0.02 * moved[1]

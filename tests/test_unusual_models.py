@@ -64,6 +64,16 @@ def test_a_pipeline_with_a_lora_beside_its_weights_is_refused(forget):
         unlearn(pipeline, forget, "ga")
 
 
+def test_fused_attention_and_weights_of_eight_bits_are_refused(pipeline, folder):
+    pipeline.fuse_qkv_projections(vae=False)
+    with pytest.raises(VduError, match=r"leave out fuse_qkv_projections\(\)"):
+        unlearn(pipeline, folder)
+    small = make_pipeline()
+    small.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    with pytest.raises(VduError, match="weights are float8_e4m3fn: give the model in float32"):
+        load_backbone(small)
+
+
 def test_every_part_must_be_finite_and_the_vae_one_with_a_distribution(pipeline, folder):
     pipeline.vae.decoder.conv_in.bias.data.fill_(float("nan"))
     with pytest.raises(VduError, match=r"vae's weights .decoder\.conv_in\.bias. are not all finite"):
@@ -114,6 +124,27 @@ def test_no_time_of_a_schedule_that_ends_in_noise_alone_has_a_negative_elbo_weig
     pipeline = make_pipeline()
     pipeline.scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert (elbo_weight(load_backbone(pipeline).alpha_bar) > 0).all()
+
+
+def test_no_time_of_a_cosine_schedule_has_nearly_all_the_weight_of_the_elbo():
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    weight = elbo_weight(load_backbone(pipeline).alpha_bar)
+    assert weight.mean() == pytest.approx(1)
+    assert weight[:-10].mean() > 0.5
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_targets_of_long_schedules_are_more_than_rounding(prediction_type):
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=4000, prediction_type=prediction_type)
+    backbone = load_backbone(pipeline)
+    g = torch.Generator().manual_seed(0)
+    x_0, eps, t = torch.full((40, 1, 8, 8), 0.7), torch.randn(40, 1, 8, 8, generator=g), torch.arange(99, 4000, 100)
+    alpha_bar = backbone.alpha_bar[t].view(-1, 1, 1, 1)
+    wanted = x_0 if prediction_type == "sample" else alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    target = backbone.from_eps(eps, backbone.add_noise(x_0, eps, t), t)
+    torch.testing.assert_close(target, wanted, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -242,3 +273,11 @@ def test_a_trainings_own_pickles_beside_a_pipeline_are_no_part_of_it(tmp_path):
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500" / "optimizer.bin").touch()
     assert load_backbone(tmp_path).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(("betas", "times"), [(20, 50), (50, 20)])
+def test_a_schedule_of_other_betas_than_times_is_refused(betas, times):
+    pipeline = make_pipeline()
+    pipeline.scheduler = DDPMScheduler(times, trained_betas=torch.linspace(1e-4, 0.02, betas).tolist())
+    with pytest.raises(VduError, match=f"{betas} betas for num_train_timesteps {times}"):
+        load_backbone(pipeline)

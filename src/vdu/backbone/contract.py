@@ -27,15 +27,18 @@ from torch import Tensor, nn
 
 from vdu.backbone.features import features_taken
 from vdu.backbone.low_rank import merged_state
+from vdu.backbone.rounding import rounded
 from vdu.errors import VduError, in_one_line
 from vdu.hashing import tensors_sha256
 from vdu.prompts import Prompts
+from vdu.seeding import generator
 
 __all__ = ["SOLVER", "Backbone", "float32_copy", "placed", "weights_sha256"]
 
 SOLVER = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "timestep_spacing": "trailing"}
-SMALLEST_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and x_0 say nothing of each other
-LARGEST_ALPHA_BAR = 1 - SMALLEST_ALPHA_BAR  # stands for 1, of a first β of 0, at which ε has no part in x_t
+ZERO_ALPHA_BAR = 2.0**-24  # stands for a zero terminal ᾱ, at which v and x_0 say nothing of each other
+SMALLEST_ALPHA_BAR = 2.0**-30  # below it, v and x_0 of an ε are float32's rounding and no more
+LARGEST_ALPHA_BAR = 1 - 2.0**-24  # stands for 1, of a first β of 0, at which ε has no part in x_t
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -93,8 +96,8 @@ class Backbone(ABC):
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.prediction_type: str = schedule.config.prediction_type
         alpha_bar: Tensor = schedule.alphas_cumprod
-        smallest = min(SMALLEST_ALPHA_BAR, float(alpha_bar[alpha_bar > 0].min()) / 2)
-        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, smallest).clamp(max=LARGEST_ALPHA_BAR)
+        last = min(ZERO_ALPHA_BAR, float(alpha_bar[alpha_bar > 0].min()) / 2)
+        self.alpha_bar = alpha_bar.masked_fill(alpha_bar == 0, last).clamp(SMALLEST_ALPHA_BAR, LARGEST_ALPHA_BAR)
         self.timesteps: int = len(self.alpha_bar)
 
     @classmethod
@@ -263,12 +266,14 @@ class Backbone(ABC):
         return x_t
 
     def _clean(self, network: nn.Module) -> Any:
-        """A copy with the weights of ``network``, a LoRA merged in, where the pipeline's own is and as precise."""
-        clean, own = copy.deepcopy(self.network), self.pipeline.unet
+        """A copy with the weights of ``network``, a LoRA merged in, where the pipeline's own is and each as precise."""
+        clean, own = copy.deepcopy(self.network).cpu(), self.pipeline.unet
         clean.load_state_dict(merged_state(network))
-        for theirs, parameter in zip(own.parameters(), clean.parameters(), strict=True):
-            parameter.requires_grad_(theirs.requires_grad)
-        return nn.Module.to(clean, own.device, own.dtype)  # diffusers' own warns of every change of precision
+        theirs = dict(own.named_parameters()) | dict(own.named_buffers())
+        for name, tensor in [*clean.named_parameters(), *clean.named_buffers()]:
+            tensor.requires_grad_(theirs[name].requires_grad)
+            tensor.data = rounded(tensor.data, theirs[name].dtype, generator(0, "rounding", name))
+        return nn.Module.to(clean, own.device)
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> Any:

@@ -134,9 +134,13 @@ class StableDiffusionBackbone(Backbone):
         return torch.arange(len(before[0]), len(self._encodings[0]))
 
     def states_of(self, texts: Sequence[str]) -> Tensor:
-        """What the U-Net's cross-attention reads of ``texts``: ``(N, L, D)``, without gradients."""
+        """What the U-Net's cross-attention reads of ``texts``, all read as text: ``(N, L, D)``, without gradients."""
         numbers = self.condition(texts)
         return self._encodings[0][numbers]
+
+    def reads_whole(self, text: str) -> bool:
+        """Whether ``text`` is short enough for every text encoder."""
+        return all(len(t(text, verbose=False).input_ids) <= t.model_max_length for t in self.tokenizers)
 
     def _check_words(self, text: str) -> None:
         unknown = (

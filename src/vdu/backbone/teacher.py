@@ -11,9 +11,12 @@ from torch import nn
 
 from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.single_file import is_single_file
+from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.errors import VduError
 
 __all__ = ["Teacher", "is_only_file", "load_teacher"]
+
+ROUNDING = 0.004  # of a tensor's norm; to bfloat16 it is 0.002
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,33 @@ def is_only_file(teacher: Any, model: Any) -> bool:
     return _is_file(teacher) and not _is_file(model)
 
 
+def _check_same_language(other: Backbone, backbone: Backbone) -> None:
+    """Raise `VduError` where a teacher, which is asked in the model's latents and text encodings, learned others."""
+    if not isinstance(other, StableDiffusionBackbone) or not isinstance(backbone, StableDiffusionBackbone):
+        return
+    parts = ["vae", *(encoder for _, encoder in backbone.text_parts)]
+    theirs, ours = ([b.vae, *b.text_encoders] for b in (other, backbone))
+    for name, a, b in zip(parts, theirs, ours, strict=True):
+        if not _alike(a, b):
+            raise VduError(f"the teacher's {name} is another than the model's: give a teacher that was trained with it")
+    if other.vae.config.scaling_factor != backbone.vae.config.scaling_factor:
+        raise VduError("the teacher's VAE has another scaling_factor than the model's: give a like teacher")
+
+
+def _alike(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules have the same weights but for the rounding to half precision."""
+    x, y = a.state_dict(), b.state_dict()
+    if x.keys() != y.keys() or any(x[name].shape != y[name].shape for name in x):
+        return False
+    pairs = ((x[name].cpu().float(), y[name].cpu().float()) for name in x)
+    return all(float((p - q).norm()) <= ROUNDING * float(q.norm()) for p, q in pairs)
+
+
 def load_teacher(model: Any, backbone: Backbone, config: str | Path | None = None) -> Teacher:
     """From a pipeline, folder, zoo name, hub id or checkpoint file; ``config`` is as of `vdu.backbone.load_backbone`.
 
     Raises `VduError` where its predictions cannot be set beside the model's: another architecture, other images,
-    prediction type or schedule.
+    prediction type or schedule, another VAE or text encoder.
     """
     other = load_backbone(model, config=config if _is_file(model) else None)
     if type(other) is not type(backbone):
@@ -63,6 +88,7 @@ def load_teacher(model: Any, backbone: Backbone, config: str | Path | None = Non
     same_length = other.timesteps == backbone.timesteps
     if not (same_length and torch.allclose(other.alpha_bar, backbone.alpha_bar, atol=1e-5)):
         raise VduError("the teacher has another noise schedule than the model: give one trained with the same")
+    _check_same_language(other, backbone)
     digest = weights_sha256(other.network)
     if digest == weights_sha256(backbone.network):
         raise VduError("the teacher is the model itself: give a model of the undesired content alone")

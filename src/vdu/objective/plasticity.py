@@ -28,9 +28,12 @@ Term = Callable[[nn.Module, int, torch.Generator], Tensor]
 
 
 def elbo_weight(alpha_bar: Tensor) -> Tensor:
-    """``β_t² / (2 σ_t² α_t (1 − ᾱ_t))`` with ``σ_t² = β_t``, scaled to mean 1; shape ``(T,)``."""
+    """``β_t² / (2 σ_t² α_t (1 − ᾱ_t))`` with ``σ_t² = β_t``, scaled to mean 1; shape ``(T,)``.
+
+    At most 1 before: at the end of a cosine schedule α is next to 0, and one time would have nearly all the weight.
+    """
     alpha = alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
-    weight = (1 - alpha) / (2 * alpha * (1 - alpha_bar))
+    weight = ((1 - alpha) / (2 * alpha * (1 - alpha_bar))).clamp(max=1.0)
     return weight / weight.mean()
 
 

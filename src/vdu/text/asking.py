@@ -91,7 +91,7 @@ class Asking:
     def put_into(self, texts: Sequence[str], which: Sequence[int]) -> Tensor:
         """Numbers ``(N,)`` of ``texts`` with a concept before a word or last; ``which`` says which and where."""
         asked = zip(texts, which, strict=True)
-        return self.backbone.condition([_one_among(self.concepts, text, number) for text, number in asked])
+        return self.backbone.condition([self._one_among(self.concepts, text, number) for text, number in asked])
 
     def of_forget(self, count: int) -> AskedPrompts:
         """Of forget images, of which nobody knows what else they would be asked with."""
@@ -100,6 +100,15 @@ class Asking:
             return AskedPrompts(empty, self.put_into([""] * count, range(count)), empty, empty.bool())
         own = torch.cat([self.found, empty])[:count]
         return AskedPrompts(own, own, own, empty.bool())
+
+    def _one_among(self, concepts: Sequence[str], text: str, which: int) -> str:
+        """``text`` with one of the ``concepts`` before one of its words or after the last that an encoder reads."""
+        words, (turn, number) = text.split(), divmod(which, len(concepts))
+        last = len(words)
+        while last and not self.backbone.reads_whole(" ".join([*words[:last], concepts[number]])):
+            last -= 1
+        place = turn % (last + 1)
+        return " ".join([*words[:place], concepts[number], *words[place:]])
 
     def _tries(self, number: int) -> bool:
         return bool(self.tried) and number % 8 == 1
@@ -115,7 +124,7 @@ class Asking:
         def text(i: int) -> str:
             if self._tries(i):
                 among = neutral[int(i // 8 * SILVER % 1 * n)]
-                return _without_all(concepts, _one_among(self.tried, among, i // 8))
+                return _without_all(concepts, self._one_among(self.tried, among, i // 8))
             return "" if i % 4 == 3 or i % 16 == 5 else neutral[(i // 4 * 2 + (i % 4 == 2)) % n]
 
         return [text(i) for i in range(count)]
@@ -184,10 +193,3 @@ class Asking:
 
 def _without_all(concepts: Sequence[str], text: str) -> str:
     return reduce(lambda rest, concept: without(concept, rest), concepts, text)
-
-
-def _one_among(concepts: Sequence[str], text: str, which: int) -> str:
-    """``text`` with one of the ``concepts`` before one of its words or after the last."""
-    words, (turn, number) = text.split(), divmod(which, len(concepts))
-    place = turn % (len(words) + 1)
-    return " ".join([*words[:place], concepts[number], *words[place:]])

@@ -32,11 +32,12 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def write_delta(path: Path, original: nn.Module, unlearned: nn.Module) -> None:
-    """Write what differs between two networks of the same architecture, at the precision of ``unlearned``."""
-    before, dtype = original.state_dict(), next(unlearned.parameters()).dtype
+    """Write what differs between two networks of the same architecture, each tensor as precise as ``unlearned``'s."""
+    before, after = original.state_dict(), unlearned.state_dict()
+    dtype = min((weights.dtype for weights in after.values()), key=lambda kind: kind.itemsize)
     differences = {}
-    for name, weights in unlearned.state_dict().items():
-        difference = _bits(before[name].to(dtype)) ^ _bits(weights)
+    for name, weights in after.items():
+        difference = _bits(before[name].to(weights.dtype)) ^ _bits(weights)
         if difference.any():
             differences[name] = difference
     hashes = {BEFORE: weights_sha256(original), AFTER: weights_sha256(unlearned)}
@@ -44,10 +45,11 @@ def write_delta(path: Path, original: nn.Module, unlearned: nn.Module) -> None:
 
 
 def _flip(weights: Mapping[str, Tensor], differences: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Flip ``differences`` in place in float32 ``weights`` that the delta holds as ``dtype``."""
+    """Flip ``differences`` in place in float32 ``weights``; ``dtype`` is the least precise that the delta holds."""
     for name, difference in differences.items():
-        flipped = _bits(weights[name].to(dtype)) ^ difference
-        weights[name].copy_(flipped.view(dtype).float())
+        own = next(kind for kind in (dtype, *DTYPES.values()) if BITS[kind.itemsize] == difference.dtype)
+        flipped = _bits(weights[name].to(own)) ^ difference
+        weights[name].copy_(flipped.view(own).float())
 
 
 def _moved(model: Backbone, delta: Path, start: str, end: str) -> Any:
@@ -65,7 +67,7 @@ def _moved(model: Backbone, delta: Path, start: str, end: str) -> Any:
     network, dtype = model.trainable_copy(), DTYPES[metadata["dtype"]]
     weights = network.state_dict()
     fits = all(
-        name in weights and weights[name].shape == d.shape and d.dtype == BITS[dtype.itemsize]
+        name in weights and weights[name].shape == d.shape and d.dtype in BITS.values()
         for name, d in differences.items()
     )
     if fits:
