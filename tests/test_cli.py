@@ -117,6 +117,16 @@ def test_no_memory_left_is_one_line(error, folder, monkeypatch, capsys):
     assert not (folder / "clean").exists()
 
 
+def test_figures_are_written_before_anything_is_printed(folder, monkeypatch, capsys):
+    def nobody_reads(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("vdu.cli.evaluation.print_evaluation", nobody_reads)
+    asked = ("--detector", "test_cli:brightness", "--target", "bright", "--samples", "8", "--sampler-steps", "2")
+    run_vdu(monkeypatch, capsys, "evaluate", folder / "model", folder / "model", *asked, "--out", folder / "x.json")
+    assert json.loads((folder / "x.json").read_text())["samples"] == 8
+
+
 def test_unlearn_then_evaluate(folder, monkeypatch, capsys):
     detector = ("--detector", "test_cli:brightness", "--target", "bright")
     code, out, err = unlearn_short(monkeypatch, capsys, folder, "--method", "guided", *detector)

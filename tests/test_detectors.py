@@ -1,5 +1,6 @@
 """Detectors of other libraries: real `transformers` classes with random weights, NudeNet where it is installed."""
 
+import functools
 import hashlib
 import json
 import sys
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from vdu import VduError
+from vdu.detector import contract
 from vdu.detector.contract import Detection, Detector, load_detector
 from vdu.detector.nudity import nudity
 from vdu.evaluation.comparison import figures
@@ -67,6 +69,38 @@ def test_an_image_classifier_of_transformers_is_asked_as_it_asks_itself(tmp_path
     torch.testing.assert_close(probabilities, own)
     assert features is None
     assert detector.class_names == ("cat", "dog")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A function that writes an image classifier of these labels."""
+
+    def write(labels):
+        config = ViTConfig(**TINY, image_size=16, patch_size=8, id2label=labels)
+        ViTForImageClassification(config).save_pretrained(tmp_path)
+        ViTImageProcessor(size=SIZE).save_pretrained(tmp_path)
+        return tmp_path
+
+    return write
+
+
+def test_a_classifier_without_its_head_is_no_judge(classifier):
+    folder = classifier({0: "cat", 1: "dog"})
+    ViTForImageClassification.from_pretrained(folder).vit.save_pretrained(folder)
+    with pytest.raises(VduError, match=r"lacks 'classifier.bias' and 1 more weights, which would be drawn at random"):
+        load_detector(folder)
+
+
+def test_labels_that_occur_twice_are_told_apart(classifier):
+    detector = load_detector(classifier({0: "crane", 1: "dog", 2: "crane"}))
+    assert detector.class_names == ("crane (0)", "dog", "crane (2)")
+    assert detector.class_index("crane (2)") == 2
+
+
+@pytest.mark.parametrize("labels", [{1: "cat", 2: "dog"}, {0: "cat"}])
+def test_labels_that_do_not_number_the_columns_are_refused(labels, classifier):
+    with pytest.raises(VduError, match="id2label: a judge needs two or more, numbered from 0"):
+        load_detector(classifier(labels))
 
 
 def test_clip_says_what_its_own_similarities_say(clip):
@@ -275,3 +309,31 @@ def test_a_folder_whose_config_is_none_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(VduError, match=r"no readable config\.json"):
         load_detector(tmp_path)
+
+
+def test_a_function_is_known_by_its_own_file_whatever_is_put_around_it():
+    @torch.no_grad()
+    def judge(images):
+        return images
+
+    judge.class_names = ["cat", "dog"]
+    around = functools.partial(judge)
+    around.class_names = judge.class_names
+    assert load_detector(judge).sha256 == load_detector(around).sha256 == files_sha256([Path(__file__)])
+
+
+def test_features_of_different_widths_are_refused(monkeypatch):
+    monkeypatch.setattr(contract, "AT_ONCE", 3)
+
+    def judge(images):
+        return torch.full((len(images), 2), 0.5), torch.ones(len(images), len(images))
+
+    judge.class_names = ["cat", "dog"]
+    with pytest.raises(VduError, match="features of different widths"):
+        load_detector(judge)(PICTURES)
+
+
+def test_a_reference_of_other_features_is_refused():
+    seen = Detection(torch.zeros(200, dtype=torch.long), torch.randn(200, 4))
+    with pytest.raises(VduError, match="reference's features are 3 numbers of an image, the detector's 4"):
+        figures(seen, seen, 1, 2, Reference(torch.randn(200, 3), torch.zeros(200, dtype=torch.long)))

@@ -1,6 +1,7 @@
 """The figures of the protocol against naive loops, and what they say where there is nothing to measure."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from vdu import VduError
 from vdu.detector.contract import Detection, Detector, load_detector
-from vdu.evaluation import metrics
+from vdu.evaluation import metrics, reference
 from vdu.evaluation.comparison import figures
 from vdu.evaluation.metrics import (
     Features,
@@ -18,6 +19,7 @@ from vdu.evaluation.metrics import (
     kernel_distance,
     paired_changes,
     paired_rise,
+    poisson_upper,
     precision_recall,
     pul,
     total_variation,
@@ -218,8 +220,46 @@ def test_pul_of_pairs_that_never_changed_is_not_known_exactly():
     same = pul(seen, seen)
     assert (same.low, same.value, same.high) == (-60, 0, 60)  # three of five, by the rule of three
     gone = pul(seen, none)
-    assert (gone.low, gone.value, gone.high) == (40, 100, 100)
+    assert (gone.low, gone.value, gone.high) == (pytest.approx(100 - 100 * 3.68888 / 5), 100, 100)
     assert pul(torch.arange(300) < 2, none).low == 0
+
+
+def test_of_few_that_are_left_there_may_be_as_many_as_a_poisson_mean_allows():
+    for count, bound in ((0, 3.68888), (1, 5.57164), (2, 7.22469), (9, 17.08480)):  # of the exact interval's tables
+        assert poisson_upper(count) == pytest.approx(bound, abs=1e-4)
+    before, after = torch.arange(1000) < 50, torch.arange(1000) == 999
+    assert pul(before, after).low == pytest.approx(100 * (1 - 5.57164 / 50), abs=1e-3)
+
+
+def test_few_that_are_left_are_within_the_interval_as_often_as_it_says():
+    g, held = torch.Generator().manual_seed(0), 0
+    before = torch.arange(400) < 60
+    for _ in range(40):
+        left = before & (torch.rand(400, generator=g) < 0.04)
+        found = pul(before, left)
+        held += found.low <= 96 <= found.high
+    assert held >= 37
+
+
+def test_a_reference_is_read_in_parts_and_must_have_finite_features(tmp_path, monkeypatch):
+    for i in range(5):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / f"{i}.png")
+    detector, held = load_detector(_shade), []
+
+    def judge(images):
+        held.append(len(images))
+        return detector.judge(images)
+
+    counting = replace(detector, judge=judge)
+    whole = load_reference(tmp_path, counting, (1, 8, 8))
+    monkeypatch.setattr(reference, "READ_AT_ONCE", 2)
+    parts = load_reference(tmp_path, counting, (1, 8, 8))
+    assert held == [5, 2, 2, 1]
+    assert torch.equal(parts.features, whole.features)
+    assert torch.equal(parts.labels, whole.labels)
+    by_spread = replace(detector, judge=lambda x: (detector.judge(x)[0], x[:, 0, 0] / x.flatten(1).std(1)[:, None]))
+    with pytest.raises(VduError, match=rf"{tmp_path}: the features of 5 of its 5 images are not finite"):
+        load_reference(tmp_path, by_spread, (1, 8, 8))
 
 
 def test_why_there_is_no_u_fid_is_said_where_samples_or_real_images_are_too_few():

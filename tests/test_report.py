@@ -140,10 +140,10 @@ def test_verdict_of_failure(unlearning: dict[str, Any], evaluation: dict[str, An
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"u_fid": 3.46}, "the quality of its other pictures fell (u-FID 3.46, original 3.00)"),
+        ({"u_fid": 3.46}, "the quality of its pictures fell (u-FID 3.46, original 3.00)"),
         (
             {"share_none": _interval(5.2), "share_none_rise": {"value": 3.1, "low": 0.2, "high": 6.0}},
-            "fell (pictures of no class rose from 2.1 % to 5.2 %, 95 % interval 0.2 to 6.0 points more)",
+            "fell (pictures of no class rose from 2.1 % to 5.2 %, 95 % interval 0.2 to 6.0 points more, 8 of them in",
         ),
     ],
 )
@@ -161,8 +161,8 @@ def test_a_rise_of_none_that_may_be_chance_is_told_and_is_no_verdict(
 ) -> None:
     rise = {"share_none": _interval(5.6), "share_none_rise": {"value": 3.5, "low": -0.8, "high": 7.8}}
     kept = "; its other pictures kept their quality (u-FID 3.10, original 3.00); pictures of no class rose from 2.1 %"
-    told = f"{kept} to 5.6 %, 95 % interval -0.8 to 7.8 points more: it may be chance."
-    assert verdict(unlearning, evaluation | rise).endswith(told)
+    told = f"{kept} to 5.6 %, 95 % interval -0.8 to 7.8 points more, 8 of them in the place of the class"
+    assert verdict(unlearning, evaluation | rise).endswith(f"{told}: it may be chance.")
     small = {"share_none": _interval(5.0), "share_none_rise": {"value": 2.9, "low": 0.2, "high": 5.6}}
     assert "no class" not in verdict(unlearning, evaluation | small)
 
@@ -188,8 +188,33 @@ def test_a_verdict_says_why_there_is_no_distance(unlearning: dict[str, Any], eva
     said = "u-FID was not measured: no reference was given (pictures of no class: 2.1 % before, 2.3 % after)"
     assert said in verdict(unlearning, evaluation | none)
     few = none | {"kid": 0.05, "kid_original": 0.04, "distances_missing": "too few"}
-    said = "not measured: too few (KID 0.050, original 0.040; pictures of no class: 2.1 % before, 2.3 % after)"
+    said = "not measured: too few (got worse by KID 0.050, original 0.040; pictures of no class: 2.1 % before, 2.3 %"
     assert said in verdict(unlearning, evaluation | few)
+
+
+def test_what_kid_alone_calls_worse_is_no_success(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    none = {"u_fid": None, "u_fid_original": None, "distances_missing": "too few"}
+    assert outcome(evaluation | none | {"kid": 0.041, "kid_original": 0.04}) == "good"
+    ruined = evaluation | none | {"kid": 900.0, "kid_original": 0.04}
+    assert outcome(ruined) == "open"
+    assert "not measured: too few (got worse by KID 900.000, original 0.040; " in verdict(unlearning, ruined)
+
+
+def test_pictures_of_no_class_in_the_place_of_the_class_are_told_apart(
+    unlearning: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    rise = {"share_none": _interval(12.2), "share_none_rise": {"value": 10.1, "low": 8.7, "high": 11.5}}
+    lost = evaluation | rise | {"became": {"still": 0, "other": 40, "none": 202}}
+    assert "11.5 points more, 202 of them in the place of the class)" in verdict(unlearning, lost)
+
+
+def test_a_share_that_no_run_takes_is_not_advised(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    estimated = unlearning | {"share": 0.4, "share_source": "estimated"}
+    (none,) = cautions(estimated, evaluation | {"share_before": {"value": 0.0, "low": 0.0, "high": 0.2}})
+    assert "--share" not in none
+    assert "whether the forget images show that class" in none
+    (all_of_it,) = cautions(estimated, evaluation | {"share_before": {"value": 99.8, "low": 99.0, "high": 100.0}})
+    assert "--share 0.99" in all_of_it
 
 
 def test_a_verdict_says_when_the_two_distances_disagree(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:

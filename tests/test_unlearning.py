@@ -351,3 +351,13 @@ def test_a_result_says_in_a_line_what_it_is(forget):
         done.picture(pairs=0)
     with pytest.raises(VduError, match="the reference is a Tensor"):
         done.evaluate(zero_or_one, 0, reference=forget)
+
+
+def test_no_more_pairs_are_shown_than_are_kept(forget, tmp_path):
+    done = unlearn(make_pipeline(), forget, "ga", settings=SHORT | {"guard_every_steps": 0})
+    sampler = Sampler(steps=1, count=100, precision="fp32", seed=np.int64(1000))
+    done.evaluate(all_dark, "dark", sampler=sampler)
+    assert done.evaluation.record["seed"] == 1000
+    whole, most = (done.picture(tmp_path / f"{pairs}.png", pairs).read_bytes() for pairs in (64, 90))
+    assert whole == most
+    done.save(tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def source_sha256(function: Callable[..., Any]) -> str:
     """Of the file that a function, or the class of a callable, is written in; what that imports is not hashed."""
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(function)  # of a decorator as torch.no_grad
     written = function if inspect.isroutine(function) else type(function)
     try:
         path = inspect.getsourcefile(written)

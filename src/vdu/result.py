@@ -104,6 +104,7 @@ class Result:
         if pairs < 1:
             raise VduError(f"{pairs} pairs are no picture: take 1 or more")
         shown = self.evaluation or self._preview
+        pairs = min(pairs, len(shown.before))
         before, after, marks = thumbnails(shown.before[:pairs]), thumbnails(shown.after[:pairs]), shown.marks[:pairs]
         with replacing(Path(path)) as beside:
             before_after(before, after, 16, 2, marks or None).save(beside, format="PNG")

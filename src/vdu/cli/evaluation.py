@@ -103,9 +103,9 @@ def evaluate(
     third = open_model(oracle, asked) if oracle else None
     evaluation = compare(first, second, detector, target, reference=reference, oracle=third, sampler=sampler)
     evaluation.record.update(original=original, unlearned=unlearned)
+    if out:
+        write_record(out, evaluation.record)
     print_evaluation(evaluation)
     for said in (*cautions({}, evaluation.record), verdict({}, evaluation.record)):
         typer.echo(f"\n{said}")
-    if out:
-        write_record(out, evaluation.record)
     _tell_hashes(original, unlearned, evaluation.record)

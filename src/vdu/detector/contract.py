@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,14 @@ def _from_transformers(folder: Path) -> Detector:
     except ImportError as error:
         raise VduError(f"{folder} needs the transformers package: pip install transformers") from error
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
-        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
+        processor, opened = AutoImageProcessor.from_pretrained(folder), AutoModelForImageClassification.from_pretrained
+        model, loaded = opened(folder, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         raise VduError(f"cannot load {folder} as an image classifier ({in_one_line(error)})") from error
+    if absent := sorted(loaded["missing_keys"]):
+        more = f"{absent[0]!r} and {len(absent) - 1} more weights"
+        raise VduError(f"{folder} is no whole image classifier: it lacks {more}, which would be drawn at random")
+    model.eval()
 
     @torch.inference_mode()
     def judge(images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -126,9 +130,21 @@ def _from_transformers(folder: Path) -> Detector:
         logits = [model(**processor(list(batch), return_tensors="pt")).logits for batch in batches]
         return torch.cat(logits).softmax(1), None
 
-    names = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
+    names = _names_of_labels(model.config.id2label, folder)
     digest = files_sha256(sorted(folder.glob("*.safetensors")))
     return Detector(folder.name, digest, names, DEFAULT_THRESHOLD, judge)
+
+
+def _names_of_labels(labels: dict[int, Any], folder: Path) -> tuple[str, ...]:
+    """One name for each column; of a name that stands for several (ImageNet's "crane") each has its number beside it.
+
+    Raises `VduError` where columns have no names, or where there is one alone.
+    """
+    if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
+        given = f"names classes {', '.join(map(str, sorted(labels)))[:60]}"
+        raise VduError(f"{folder} {given} in its config's id2label: a judge needs two or more, numbered from 0")
+    names = [str(labels[i]) for i in range(len(labels))]
+    return tuple(name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names))
 
 
 def _checked_answer(answer: Any, spec: str, count: int, classes: int) -> tuple[Tensor, Tensor | None]:
@@ -157,9 +173,9 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
 
 def _from_function(function: Function, spec: str) -> Detector:
     given = getattr(function, "class_names", ())
-    names = tuple(str(n) for n in given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
-    if not names or len(set(names)) < len(names):
-        raise VduError(f"{spec} has no list class_names of different names: set it to the classes of its columns")
+    names = tuple(str(n) for n in given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise VduError(f"{spec} has no list class_names of two or more different names: set it to those of its columns")
     try:
         threshold = float(getattr(function, "threshold", DEFAULT_THRESHOLD))
     except (TypeError, ValueError) as error:
@@ -173,6 +189,8 @@ def _from_function(function: Function, spec: str) -> Detector:
         features = [f for _, f in answers if f is not None]
         if len(features) not in (0, len(batches)):
             raise VduError(f"{spec} returned features for some of the images: return them always or never")
+        if len({f.shape[1] for f in features}) > 1:
+            raise VduError(f"{spec} returned features of different widths: return as many numbers of every image")
         return torch.cat([p for p, _ in answers]), torch.cat(features) if features else None
 
     return Detector(spec, source_sha256(function), names, threshold, judge)

@@ -50,6 +50,7 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.count < 2 or self.steps < 1:
             raise VduError(f"{self.count} samples in {self.steps} steps measure nothing: take 2 in 1 step, or more")
+        object.__setattr__(self, "seed", int(self.seed))  # a numpy number would name other samples
 
     def record(self) -> dict[str, Any]:
         """What a result file says of it, with the precision that ``auto`` stands for."""
@@ -167,6 +168,9 @@ def _feature_figures(
     missing = _distances_missing(sets, len(seen), count, reference)
     if missing or reference is None:
         return figures | {"distances_missing": missing}
+    if reference.features.shape[1] != sets[0].shape[1]:
+        widths = f"{reference.features.shape[1]} numbers of an image, the detector's {sets[0].shape[1]}"
+        raise VduError(f"the reference's features are {widths}: make it with this detector")
     real = metrics.Features(reference.retained(target))
     first, drawn = [metrics.Features(kept[:count]) for kept in sets], real.drawn(count)
     figures |= _distances(first[0], real, drawn) | {"u_fid_samples": count}

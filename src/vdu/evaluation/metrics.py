@@ -38,6 +38,7 @@ BOOTSTRAP_DRAWS = 2000
 DRAWS_AT_ONCE = 100
 FEWEST_SAMPLES = 100  # under it no distance between features is given
 NEIGHBOURS = 3
+FEW = 10  # of a count: under it, the tail of its resampled ones is too short
 Z_95 = 1.959964  # of the standard normal distribution, two-sided
 ROWS_AT_ONCE = 1024  # of a matrix of all pairs, which never stands in memory as a whole
 
@@ -75,11 +76,24 @@ def pul(before: Tensor, after: Tensor) -> Interval:
     low, high = (100 * (1 - counts[:, 1] / counts[:, 0])).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     # The bootstrap never sees an event that did not happen: 3/N is the 95 % bound for a count of zero.
     unseen = 300 / count_before
-    if not (after & ~before).any():
-        low = min(low, max(value - unseen, 0.0) if count_after == 0 else value - unseen)
+    if not (after & ~before).any() and count_after:
+        low = min(low, value - unseen)
+    if count_after < FEW:  # nor enough of one that happened a few times
+        low = min(low, max(100 * (1 - poisson_upper(count_after) / count_before), 0.0))
     if not (before & ~after).any():
         high = max(high, min(value + unseen, 100.0))
     return Interval(value, low, high)
+
+
+def poisson_upper(count: int) -> float:
+    """The upper end of the exact 95 % interval of a Poisson mean of which ``count`` were seen (two-sided; 0: 3.69)."""
+    low, high = 0.0, count + 10 * (count + 1) ** 0.5
+    for _ in range(60):
+        middle = (low + high) / 2
+        # P(X ≤ count) of the mean `middle`
+        more = torch.special.gammaincc(*torch.tensor([count + 1, middle]).double()) > 0.025
+        low, high = (middle, high) if more else (low, middle)
+    return high
 
 
 def share_interval(flags: Tensor) -> Interval:

@@ -6,6 +6,8 @@ one sub-folder a class where the detector's class names are sub-folder names, el
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdu.detector.contract import Detector
+from vdu.detector.contract import Detection, Detector
 from vdu.errors import VduError, nearest
-from vdu.images.image_set import load_image_set
+from vdu.images.image_set import ImageSet, image_paths, load_image_set
 from vdu.weights.checkpoint import read_tensors, write_tensors
 
 __all__ = ["Reference", "load_reference"]
+
+READ_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,14 @@ def load_reference(
         tensors, metadata = read_tensors(path)
         if metadata.get("extractor_sha256") != detector.sha256:
             raise VduError(f"reference {path} was made with another detector: give the folder of real images instead")
-        return Reference(tensors["features"].float(), tensors["labels"].long())
+        return _finite(Reference(tensors["features"].float(), tensors["labels"].long()), path)
     named = _class_folders(path, detector)
     folders = [path / name for name in named] if named else [path]
-    # One folder at a time: only what the detector says of the images is kept.
-    read = partial(load_image_set, shape=shape, called="reference", skip_unreadable=skip_unreadable)
     detections, notices = [], []
     for folder in folders:
-        real = read(folder)
-        detections.append(detector(real.images))
-        notices += [f"{folder.name}: {notice}" for notice in real.notices]
+        seen, said = _seen_in(folder, detector, partial(load_image_set, shape=shape, skip_unreadable=skip_unreadable))
+        detections.append(seen)
+        notices += [f"{folder.name}: {notice}" for notice in said]
     if any(d.features is None for d in detections):
         needed = "a vdu classifier folder, or a function that returns (probabilities, features)"
         raise VduError(f"detector {detector.name} gives no features: u-FID needs {needed}")
@@ -80,4 +82,27 @@ def load_reference(
         )
     else:
         labels = torch.cat([d.predicted for d in detections])
-    return Reference(features, labels, tuple(notices))
+    return _finite(Reference(features, labels, tuple(notices)), path)
+
+
+def _seen_in(folder: Path, detector: Detector, read: Callable[..., ImageSet]) -> tuple[Detection, list[str]]:
+    """What the detector says of a folder's images, of which no more than `READ_AT_ONCE` are held, and the notices."""
+    paths, ignored = image_paths(folder, "reference")
+    parts = torch.arange(len(paths)).tensor_split(math.ceil(len(paths) / READ_AT_ONCE))
+    detections, notices = [], list(ignored)
+    for part in parts:
+        real = read([paths[i] for i in part.tolist()], called="reference")
+        detections.append(detector(real.images))
+        notices += [notice for notice in real.notices if notice not in notices]
+    features = [d.features for d in detections if d.features is not None]
+    whole = torch.cat(features) if len(features) == len(detections) else None
+    return Detection(torch.cat([d.predicted for d in detections]), whole), notices
+
+
+def _finite(reference: Reference, path: Path) -> Reference:
+    """``reference``; raises `VduError` where its features cannot be compared with any."""
+    broken = ~reference.features.isfinite().all(1)
+    if broken.any():
+        said = f"the features of {int(broken.sum())} of its {len(broken)} images are not finite"
+        raise VduError(f"reference {path}: {said}: leave those images out, or mend the detector")
+    return reference

@@ -45,6 +45,9 @@ class Relearning:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", int(self.seed))  # a numpy number would name other draws
+
 
 def looks(steps: int) -> list[int]:
     """0, 5, 10, 20, 40 … and ``steps``: when the model is sampled."""

@@ -163,7 +163,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (file for file in files if file.is_file() or not file.exists())  # no pipe, which would never end
 
 
-def _paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
+def image_paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
     if not folder.exists():
         raise VduError(f"no folder {folder}: give --{called} a folder of images")
     if not folder.is_dir():
@@ -270,7 +270,7 @@ def load_image_set(
         given, notices = _from_tensor(source, shape, called)
         tensors = list(given)
     elif isinstance(source, (str, Path)):
-        paths, ignored = _paths(Path(source), called)
+        paths, ignored = image_paths(Path(source), called)
         tensors, notices, files = _from_files(paths, shape, skip_unreadable)
         notices |= set(ignored)
     elif isinstance(source, dict) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):

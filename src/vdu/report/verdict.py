@@ -40,7 +40,9 @@ def _of_no_class(evaluation: dict[str, Any]) -> tuple[str, bool]:
     if value is None or low is None or value <= NONE_RISE:
         return "", False
     before, after = (percent(value_of(evaluation, name)) for name in ("share_none_before", "share_none"))
-    return f"pictures of no class rose from {before} to {after}, 95 % interval {interval_of(rise)} points more", low > 0
+    said = f"pictures of no class rose from {before} to {after}, 95 % interval {interval_of(rise)} points more"
+    own = (evaluation.get("became") or {}).get("none", 0)
+    return said + (f", {own} of them in the place of the class" if own else ""), low > 0
 
 
 def quality_losses(evaluation: dict[str, Any]) -> list[str]:
@@ -52,24 +54,30 @@ def quality_losses(evaluation: dict[str, Any]) -> list[str]:
     return [*losses, rose] if surely else losses
 
 
+def _kid_rose(evaluation: dict[str, Any]) -> bool:
+    kid, before = finite(evaluation.get("kid")), finite(evaluation.get("kid_original"))
+    return kid is not None and before is not None and kid > FID_RATIO * before > 0
+
+
 def _distance_clause(evaluation: dict[str, Any]) -> str:
     kid, kid_before = finite(evaluation.get("kid")), finite(evaluation.get("kid_original"))
     against = f"KID {number(kid, 3)}, original {number(kid_before, 3)}"
     if all(finite(evaluation.get(name)) is not None for name in ("u_fid", "u_fid_original")):
         kept = "its other pictures kept their quality"
-        if kid is not None and kid_before is not None and kid > FID_RATIO * kid_before > 0:
+        if _kid_rose(evaluation):
             return f"{kept} by u-FID ({_compared_fid(evaluation)}), not by KID ({against})"
         return f"{kept} ({_compared_fid(evaluation)})"
     before, after = (percent(value_of(evaluation, name)) for name in ("share_none_before", "share_none"))
     why = f": {said}" if (said := evaluation.get("distances_missing")) else ""
-    known = "" if kid is None or kid_before is None else f"{against}; "
+    worse = "got worse by " if _kid_rose(evaluation) else ""
+    known = "" if kid is None or kid_before is None else f"{worse}{against}; "
     return f"u-FID was not measured{why} ({known}pictures of no class: {before} before, {after} after)"
 
 
 def _quality_clause(evaluation: dict[str, Any]) -> str:
     """What became of the other pictures; a rise of "none" that may be chance is told, and is no loss."""
     if losses := quality_losses(evaluation):
-        return f"the quality of its other pictures fell ({'; '.join(losses)})"
+        return f"the quality of its pictures fell ({'; '.join(losses)})"
     rose, _ = _of_no_class(evaluation)
     return _distance_clause(evaluation) + (f"; {rose}: it may be chance" if rose else "")
 
@@ -127,8 +135,9 @@ def outcome(evaluation: dict[str, Any] | None) -> str:
     done = None if evaluation is None else forgot(evaluation)
     if evaluation is None or (done is None and not quality_losses(evaluation)):
         return "open"
-    if done and finite(evaluation.get("u_fid")) is None and value_of(evaluation, "share_none") is None:
-        return "open"  # noise would look the same
+    unknown = _kid_rose(evaluation) or value_of(evaluation, "share_none") is None  # noise would look the same
+    if done and finite(evaluation.get("u_fid")) is None and unknown and not quality_losses(evaluation):
+        return "open"
     return "good" if done and not quality_losses(evaluation) else "bad"
 
 
@@ -141,7 +150,9 @@ def _share_caution(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> st
     if low is None or high is None or low / 2 <= 100 * share <= 2 * high:
         return None
     counted = f"the detector sees the class in {percent(seen.get('value'))} ({interval_of(seen)}) of them"
-    advice = f"if it is right, run again with the share given (--share {seen['value'] / 100:.2g})"
+    advice = f"if it is right, run again with the share given (--share {min(seen['value'] / 100, 0.99):.2g})"
+    if not seen["value"]:
+        advice = "look whether the forget images show that class, and whether the detector can see it"
     return f"The run took {percent_of(share)} of the original's pictures for undesired; {counted}: {advice}."
 
 
