@@ -79,7 +79,7 @@ def test_the_oracles_row_fills_the_column_of_the_others(suite, oracles, tmp_path
     assert _oracle(suite, oracles, tmp_path, monkeypatch, capsys) == (0, "", "")  # made already
     suite.write_text(suite.read_text().replace("samples = ", "samples = 1"))
     code, _, err = _oracle(suite, oracles, tmp_path, monkeypatch, capsys)
-    assert (code, "retrain-3-0.json was measured with other settings" in err) == (2, True)
+    assert (code, "retrain-3-0.json was made with other samples" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

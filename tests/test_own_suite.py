@@ -12,7 +12,7 @@ from PIL import Image
 from test_cli import assert_refused, brightness, make_workplace  # noqa: F401 -- the suite names it
 
 from vdu import unlearn
-from vdu.bench.runner import _asked
+from vdu.bench.made_rows import asked_of
 from vdu.bench.suite import read_suite
 from vdu.errors import VduError
 from vdu.hashing import files_sha256
@@ -56,6 +56,15 @@ settings = { steps = 1, batch_size = 2, guard_every_steps = 0, push = 0.5 }
 method = "vdu-paper"
 settings = { steps = 1, batch_size = 2, guard_every_steps = 0 }
 """
+CONCEPT = 'concept = { template = "{target} style", samples_per_prompt = 1 }'
+
+
+def narrow(images):
+    """A judge with a column too few."""
+    return torch.ones(len(images), 1)
+
+
+narrow.class_names = ["dark", "bright"]
 
 
 @pytest.fixture
@@ -91,7 +100,15 @@ def test_methods_are_compared_on_a_model_of_ones_own(suite, tmp_path, monkeypatc
     assert str(tmp_path) not in json.dumps(made["unlearning"])
     suite.write_text(suite.read_text().replace("test_own_suite:brightness", "test_cli:brightness"))
     said = run_vdu(monkeypatch, capsys, "bench", "run", suite, "--results", tmp_path / "results")
-    assert_refused(said, "short-bright-0.json was made with other detector: remove it")
+    assert_refused(said, "kept-bright-0.json was made with other detector: remove it")
+
+
+@pytest.mark.usefixtures("runs_in_this_process")
+def test_a_judge_that_cannot_look_ends_a_suite_before_any_run(suite, tmp_path, monkeypatch, capsys):
+    suite.write_text(suite.read_text().replace("test_own_suite:brightness", "test_own_suite:narrow"))
+    said = run_vdu(monkeypatch, capsys, "bench", "run", suite, "--results", tmp_path / "results")
+    assert_refused(said, "test_own_suite:narrow was given 2 images and 2 class_names: it must return")
+    assert not (tmp_path / "results").exists()
 
 
 def test_what_a_suite_of_ones_own_lacks_is_said(suite, tmp_path):
@@ -101,6 +118,7 @@ def test_what_a_suite_of_ones_own_lacks_is_said(suite, tmp_path):
         (('detector = "test_own_suite:brightness"\n', ""), "has no classifier/: give detector"),
         ((str(tmp_path / "own"), "mnist"), "mnist brings its own detector and reference"),
         (('["bright"]', '["brite"]'), "own knows no class 'brite': did you mean 'bright'"),
+        (("samples = 100", CONCEPT), "a table \\[concept\\] is for shipped models only, not for a folder"),
     ):
         suite.write_text(text.replace(*change))
         with pytest.raises(VduError, match=said):
@@ -116,7 +134,7 @@ def test_a_method_of_ones_own_is_named_by_its_module():
 
 def test_an_own_method_that_has_changed_does_not_pass_for_what_was_made(suite):
     read = read_suite(str(suite))
-    asked = {run.label: _asked(read, run) for run in read.runs()}
+    asked = {run.label: asked_of(read, run) for run in read.runs()}
     assert "source of the method" not in asked["kept"]
     assert asked["mine"]["source of the method"] == files_sha256([Path(__file__)])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vdu.bench.given import require_inputs
-from vdu.bench.runner import _is_made
+from vdu.bench.made_rows import MadeRows
 from vdu.bench.suite import SUITES, read_suite, result_path
 from vdu.bench.tables import render
 from vdu.errors import VduError
@@ -84,36 +84,39 @@ def test_two_methods_whose_rows_would_be_one_file_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.toml")))
 def test_no_row_that_is_shipped_is_taken_for_one_of_other_settings(name):
-    suite = read_suite(name)
-    paths = [(run, result_path(Path(__file__).parent.parent / "results", suite, run)) for run in suite.runs()]
-    there = [(run, path) for run, path in paths if path.is_file()]
+    suite, results = read_suite(name), Path(__file__).parent.parent / "results"
+    rows = MadeRows(suite, results)
+    rows.refuse_others()  # today's model and judge are theirs
+    there = [run for run in suite.runs() if result_path(results, suite, run).is_file()]
     assert there
-    assert all(_is_made(suite, run, path) for run, path in there)
+    assert all(rows.has(run) for run in there)
 
 
 @pytest.fixture
-def shipped():
-    """A suite, one of its runs, and the record of that."""
+def shipped(tmp_path):
+    """Rows of a suite, one of its runs, the record of that, and where it is to be written."""
     suite = read_suite("mnist-14")
     run = next(run for run in suite.runs() if (run.label, run.target) == ("vdu", "3"))
-    path = result_path(Path(__file__).parent.parent / "results", suite, run)
-    return suite, run, json.loads(path.read_text())
+    record = json.loads(result_path(Path(__file__).parent.parent / "results", suite, run).read_text())
+    path = result_path(tmp_path, suite, run)
+    path.parent.mkdir()
+    return MadeRows(suite, tmp_path), run, record, path
 
 
-def test_a_row_of_other_defaults_than_those_of_today_is_not_taken_for_made(shipped, tmp_path):
-    suite, run, record = shipped
+def test_a_row_of_other_defaults_than_those_of_today_is_not_taken_for_made(shipped):
+    rows, run, record, path = shipped
     record["unlearning"]["settings"]["rho_max"] = 0.8
-    (tmp_path / "row.json").write_text(json.dumps(record))
-    with pytest.raises(VduError, match=r"row\.json was made with rho_max = 0\.8, today it would be 0\.9: remove it"):
-        _is_made(suite, run, tmp_path / "row.json")
+    path.write_text(json.dumps(record))
+    with pytest.raises(VduError, match=r"vdu-3-0\.json was made with rho_max = 0\.8, today it would be 0\.9: "):
+        rows.has(run)
 
 
-def test_a_row_of_a_model_with_text_is_held_against_the_defaults_with_text(shipped, tmp_path):
-    suite, run, record = shipped
+def test_a_row_of_a_model_with_text_is_held_against_the_defaults_with_text(shipped):
+    rows, run, record, path = shipped
     record["unlearning"]["prompts"] = asdict(Prompts())
-    (tmp_path / "row.json").write_text(json.dumps(record))
-    with pytest.raises(VduError, match=r"row\.json was made with .*, today it would be"):
-        _is_made(suite, run, tmp_path / "row.json")
+    path.write_text(json.dumps(record))
+    with pytest.raises(VduError, match=r"vdu-3-0\.json was made with .*, today it would be"):
+        rows.has(run)
     record["unlearning"]["settings"] |= find_method("vdu").settings.with_text
-    (tmp_path / "row.json").write_text(json.dumps(record))
-    assert _is_made(suite, run, tmp_path / "row.json")
+    path.write_text(json.dumps(record))
+    assert rows.has(run)

@@ -38,12 +38,13 @@ def first_pairs(evaluation: Evaluation) -> Image.Image:
 
 
 class ClassRuns:
-    """What all runs of one suite share."""
+    """What all runs of one suite share. Raises `VduError` for a judge that cannot look at the model's pictures."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite, self.zoo = suite, zoo_model(suite)
         self.original = load_backbone(self.zoo.pipeline)
         self.detector = load_detector(self.zoo.judge)
+        self.detector.check(self.original.shape)
         real = suite.reference or self.zoo.shipped_reference
         self.reference = load_reference(real, self.detector, self.original.shape) if real else None
         self._before: dict[int, Seen] = {}

@@ -62,7 +62,7 @@ class ConceptRuns:
                 {"image": Image.open(path).convert("RGB"), "text": self.plan.words(path.parent.name)} for path in retain
             ]
         return unlearn(
-            self.zoo.name,
+            self.zoo.source,
             images,
             run.arm.method,
             retain=kept,

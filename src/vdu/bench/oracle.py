@@ -14,12 +14,12 @@ from typing import Any
 
 from vdu.backbone import Backbone, load_backbone
 from vdu.bench.class_runs import ClassRuns, first_pairs
+from vdu.bench.made_rows import MadeRows, finished
 from vdu.bench.rows import RETRAIN
 from vdu.bench.runner import Made, write_result
 from vdu.bench.suite import Arm, Run, Suite, result_path, zoo_model
 from vdu.errors import VduError
 from vdu.output import refuse_existing
-from vdu.records import read_record
 from vdu.training.recipe import Recipe
 
 __all__ = ["measure_oracles"]
@@ -59,22 +59,16 @@ def _runs(suite: Suite, targets: list[str]) -> Iterator[Run]:
             yield Run(RETRAIN, Arm(method=RETRAIN, share=None, forget_images=None, checkpoints=None), target, seed)
 
 
-def _is_made(path: Path, suite: Suite) -> bool:
-    """Whether its file is there; raises `VduError` for one that was measured otherwise than the others will be."""
-    if not path.is_file():
-        return False
-    asked = read_record(path).get("asked", suite.asked)  # an older file does not say
-    if asked != suite.asked:
-        raise VduError(f"{path} was measured with other settings: remove it, or give another --results")
-    return True
-
-
 def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[str], None]) -> None:
-    """Write the rows that are missing. Raises `VduError` for a suite of concepts and for a model that is no oracle."""
+    """Write the rows that are missing.
+
+    Raises `VduError` for a suite of concepts, for a model that is no oracle, and beside rows that were made otherwise.
+    """
     if suite.concept is not None:
         raise VduError(f"suite {suite.name} is of a model with text, which has no oracle yet")
     oracles = _oracles(suite, folder)
-    missing = [run for run in _runs(suite, list(oracles)) if not _is_made(result_path(results, suite, run), suite)]
+    MadeRows(suite, results).refuse_others()
+    missing = [run for run in _runs(suite, list(oracles)) if finished(result_path(results, suite, run)) is None]
     if not missing:
         return
     refuse_existing(result_path(results, suite, missing[0]), overwrite=True)
@@ -88,4 +82,4 @@ def measure_oracles(suite: Suite, folder: Path, results: Path, say: Callable[[st
         result = {"status": "done", "row": row, "training": provenance, "evaluation": evaluation.record}
         result["asked"] = suite.asked
         write_result(Made(run, result, first_pairs(evaluation), runs.said(row)), result_path(results, suite, run))
-        say(f"{run.label} {run.target} seed {run.seed}: {runs.said(row)}")
+        say(f"{run.name}: {runs.said(row)}")

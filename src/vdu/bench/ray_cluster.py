@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from vdu.bench.suite import Run, Suite
@@ -39,7 +40,7 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def on_cluster(worker: type[Worker], suite: Suite, runs: list[Run], jobs: int, address: str) -> Iterator[Made]:
+def on_cluster(worker: type[Worker], suite: Suite, runs: Iterable[Run], jobs: int, address: str) -> Iterator[Made]:
     """What ``jobs`` workers on the cluster make, as it comes; each takes its share of the cores, within one machine.
 
     Raises `VduError` where no cluster answers, and where a machine is lost.
@@ -51,9 +52,16 @@ def on_cluster(worker: type[Worker], suite: Suite, runs: list[Run], jobs: int, a
     # No more than the smallest machine has: a worker that fits nowhere would wait for ever.
     threads = max(1, min(sum(cores) // jobs, min(filter(None, cores), default=1)))
     actor = ray.remote(num_cpus=threads)(worker)
-    workers = [actor.remote(suite, threads) for _ in range(min(jobs, len(runs)))]
+    waiting = iter(runs)
+    first = [*islice(waiting, jobs)]
+    pool = ActorPool([actor.remote(suite, threads) for _ in first])
     try:
-        yield from ActorPool(workers).map_unordered(lambda one, run: one.make.remote(run), runs)
+        for run in chain(first, waiting):  # none waits in the pool: it may be made elsewhere meanwhile
+            if not pool.has_free():
+                yield pool.get_next_unordered()
+            pool.submit(lambda one, run: one.make.remote(run), run)
+        while pool.has_next():
+            yield pool.get_next_unordered()
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()[-1]
         raise VduError(f"a worker of the cluster failed ({said}): run again, what is finished stays") from error

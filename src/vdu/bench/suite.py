@@ -158,6 +158,11 @@ class Run:
         return {"method": self.label, "target": self.target, "seed": self.seed}
 
     @property
+    def name(self) -> str:
+        """How it is called in what is said."""
+        return f"{self.label} {self.target} seed {self.seed}"
+
+    @property
     def sampling_seed(self) -> int:
         """Of the evaluation's samples: never the unlearning seed."""
         return 1000 + self.seed
@@ -200,7 +205,7 @@ def _check_protocol(suite: Suite, zoo: ZooModel) -> None:
     said = f"suite {suite.name}:"
     if (suite.samples is None) == (suite.concept is None):
         raise VduError(f"{said} give samples, or for a text-to-image model a table [concept], and not both")
-    if bool(suite.concept) != bool(zoo.concept_classifiers):
+    if zoo.shipped and bool(suite.concept) != bool(zoo.concept_classifiers):
         wanted = "a table [concept]" if zoo.concept_classifiers else "samples and no table [concept]"
         raise VduError(f"{said} the model {zoo.name} needs {wanted}")
     if suite.concept is None and any(arm.prompt != "none" for arm in suite.methods.values()):
@@ -237,6 +242,9 @@ def zoo_model(suite: Suite) -> ZooModel:
     if not own.pipeline.is_dir():
         wanted = "give a name of `vdu zoo list`, or a folder with the model in pipeline/ and forget images in forget/"
         raise VduError(f"suite {suite.name} needs the model {suite.model!r}, which is not there: {wanted}")
+    if suite.concept is not None:
+        wanted = "name one of `vdu zoo list`, or leave [concept] out and give samples and a detector"
+        raise VduError(f"suite {suite.name}: a table [concept] is for shipped models only, not for a folder: {wanted}")
     if suite.detector is None and not own.classifier.is_dir():
         raise VduError(f"suite {suite.name}: {own.folder} has no classifier/: give detector in the suite")
     known = _classes(suite.detector or own.classifier)
