@@ -147,7 +147,7 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
     for number, path in enumerate(sorted((results / "some").glob("*.json"))):
         content = json.loads(path.read_text())
         content["row"] |= {"pul_low": 30.0, "pul_high": 99.0}
-        content["unlearning"] = {"forget": {"images": 5 * (1 + number)}, "posterior": None}
+        content["unlearning"] = {"forget": {"images": 5 * (1 + number)}, "method": "vdu", "settings": {}}
         path.write_text(json.dumps(content))
     assert sorted(r["forget_images"] for r in read_rows("some", results)) == [5, 10, 15, 20]
     plot("amount", "some", results, out)
@@ -156,6 +156,14 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
     ends = [line.get_xydata().flatten().tolist() for line in lines if line.get_marker() == "o"]
     ratio = 1.2 / 0.8
     assert ends == [[5, 40, 15, 96], [10, 40, 20, 96], [5, ratio, 15, ratio], [10, ratio, 20, ratio]]
+    for path in (results / "some").glob("ga-*.json"):
+        content = json.loads(path.read_text())
+        content["unlearning"]["method"] = "ga"
+        path.write_text(json.dumps(content))
+    drawn = _drawn("amount", results)
+    assert max(len(line.get_xydata()) for line in drawn.axes[0].get_lines() if line.get_marker() == "o") == 1
+    named = {text.get_text() for text in drawn.legends[0].get_texts()}
+    assert named == {f"{method}, {target}, seed 0" for method in ("vdu", "ga") for target in "ab"}
 
 
 def test_a_table_of_some_targets_is_made_of_their_rows_only(results):

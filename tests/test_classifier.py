@@ -42,6 +42,11 @@ def test_a_folder_holds_what_was_measured(architecture, weights, tmp_path):
     assert features.shape == (50, card.feature_dimensions)
 
 
+def test_fewer_images_than_a_batch_are_one_batch():
+    _, card = train_classifier(_corpus(20), _corpus(50, seed=1), ClassifierSettings(width=4, epochs=40))
+    assert card.test_accuracy > 0.9
+
+
 def test_the_shipped_folder_without_an_architecture_loads():
     folder = find_zoo_model("mnist").classifier
     assert "architecture" not in json.loads((folder / "config.json").read_text())

@@ -11,7 +11,8 @@ from tiny_stable_diffusion import make_pipeline
 import vdu.model_zoo
 from vdu import VduError
 from vdu.backbone import load_backbone
-from vdu.bench.runner import Worker, run_suite
+from vdu.bench.concept_runs import ConceptRuns
+from vdu.bench.runner import run_suite
 from vdu.bench.suite import SUITES, ConceptPlan, Suite, read_suite
 from vdu.concept_prompts import ConceptPrompt, read_concept_prompts, spread
 from vdu.detector.classifier import Classifier, ClassifierCard, save_classifier
@@ -21,6 +22,7 @@ from vdu.evaluation.concept_evaluation import evaluate_concept
 from vdu.evaluation.concept_sampling import ConceptJudge, ConceptSampler
 from vdu.model_zoo import find_zoo_model
 from vdu.posterior import isotropic
+from vdu.records import read_record
 
 pytestmark = pytest.mark.usefixtures("few_samples")
 
@@ -139,18 +141,18 @@ def test_a_method_that_asks_for_things_needs_some(suite):
 
 
 def test_a_run_that_breaks_leaves_the_others_their_files(suite, tmp_path, monkeypatch):
-    make = Worker.make
+    unlearn = ConceptRuns.unlearn
 
-    def breaking(worker, run):
+    def breaking(runs, run, *given):
         if run.label == "ga":
             raise MemoryError("too large")
-        return make(worker, run)
+        return unlearn(runs, run, *given)
 
-    monkeypatch.setattr(Worker, "make", breaking)
-    with pytest.raises(MemoryError, match="too large"):
+    monkeypatch.setattr(ConceptRuns, "unlearn", breaking)
+    with pytest.raises(VduError, match=r"1 of 2 runs failed \(ga noto seed 0 …\)"):
         run_suite(read_suite(str(suite)), tmp_path / "results", None, 1, print)
-    written = {path.name for path in (tmp_path / "results" / "some").glob("*.json")}
-    assert written == {"finetune-with-prompt-noto-0.json"}
+    rows = {path.name: read_record(path)["status"] for path in (tmp_path / "results" / "some").glob("*.json")}
+    assert rows == {"finetune-with-prompt-noto-0.json": "done", "ga-noto-0.json": "failed"}
 
 
 def test_an_interrupted_suite_says_what_is_made(suite, tmp_path):

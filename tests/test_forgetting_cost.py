@@ -3,6 +3,7 @@
 import json
 import mmap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from vdu.bench import forgetting_cost
 from vdu.bench.forgetting_cost import measure_cost, run_forgetting_cost
 from vdu.bench.peak_memory import forget_peak, peak_bytes
 from vdu.bench.rows import read_rows
-from vdu.bench.suite import read_suite
+from vdu.bench.suite import Arm, read_suite
 from vdu.guard import Check
 from vdu.loop import LoopResult
+from vdu.methods import METHODS
 from vdu.model_zoo import find_zoo_model
 
 SUITE = """
@@ -123,6 +125,23 @@ def test_a_refused_run_is_a_row_and_does_not_stop_the_others(suite, tmp_path):
     again = suite.part(targets=["8"], methods=["replay"])
     run_forgetting_cost(again, tmp_path, 8, said.append)  # what lacked may be there now
     assert said[3] == "cost-few: 1 runs to make"
+
+
+def broken(settings, preparation, network):
+    raise RuntimeError("sizes do not\nmatch")
+
+
+BROKEN = replace(METHODS["ga"], name="broken", build=broken)
+
+
+def test_a_run_that_breaks_is_a_row_too_and_is_made_again(suite, tmp_path):
+    said, arm = [], Arm(method="test_forgetting_cost:BROKEN")
+    alone = suite.model_copy(update={"methods": {"broken": arm}, "targets": ["3"]})
+    run_forgetting_cost(alone, tmp_path, 8, said.append)
+    path = tmp_path / "cost-few" / "broken-3.json"
+    assert json.loads(path.read_text())["row"]["ended"] == "failed: RuntimeError: sizes do not match"
+    assert said[0] == "cost-few: 1 runs to make"
+    assert not forgetting_cost._is_made(path, {})
 
 
 def test_ratios_are_to_the_method_that_arrives_with_the_fewest_passes_on_the_same_target(tmp_path):

@@ -37,6 +37,24 @@ def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
         read_suite(str(bad))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds = [0]", "seeds = [1, 0, 1]"), "seeds has 1 more than once"),
+        (('["3"]', '["3", "3"]'), "targets has 3 more than once"),
+        (("seeds = [0]", "seeds = [-1]"), "seeds"),
+        (("[methods.ga]", "[methods.retrain]"), "'retrain' is the name of rows of retrained models"),
+    ],
+)
+def test_seeds_targets_and_names_that_make_no_rows_of_their_own_are_refused(change, said, tmp_path):
+    text = (
+        'model = "mnist"\ntargets = ["3"]\nseeds = [0]\nsamples = 100\nsampler_steps = 2\n[methods.ga]\nmethod = "ga"\n'
+    )
+    (tmp_path / "bad.toml").write_text(text.replace(*change))
+    with pytest.raises(VduError, match=said):
+        read_suite(str(tmp_path / "bad.toml"))
+
+
 def test_a_suite_that_takes_more_forget_images_than_there_are_says_how_to_make_them():
     with pytest.raises(VduError, match=r"takes 500 forget images of class 3, there are 100: give --forget FORGET.*500"):
         require_inputs(read_suite("mnist-forget-images"))

@@ -19,7 +19,7 @@ from vdu.model_zoo import find_zoo_model
 from vdu.training.denoiser import train
 from vdu.training.recipe import RECIPES, Recipe, read_recipe
 from vdu.training.text_to_image.recipe import is_text_recipe
-from vdu.weights.checkpoint import save_state
+from vdu.weights.checkpoint import read_tensors, save_state
 
 
 @pytest.fixture
@@ -122,6 +122,18 @@ def test_a_recipe_with_a_further_cycle_goes_on_with_what_is_there(recipe, data, 
     assert (tmp_path / "parts" / "log.jsonl").is_file()
     with pytest.raises(VduError, match="other settings"):
         train(_with(recipe, cycle_steps=[5, 4]), data, tmp_path / "parts")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_leaves_the_last_state(recipe, data, tmp_path):
+    wild = _with(recipe, learning_rate=1e25, warmup_steps=0, state_every_steps=1)
+    said = rf"not finite at step (\d), the state of an earlier step is kept in {tmp_path}/run/state.safetensors: give a"
+    with pytest.raises(VduError, match=said) as ended:
+        train(wild, data, tmp_path / "run")
+    failed_at = int(re.search(said, str(ended.value)).group(1))
+    tensors, metadata = read_tensors(tmp_path / "run" / "state.safetensors")
+    assert int(metadata["step"]) == failed_at - 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert not (tmp_path / "run" / "pipeline").exists()
 
 
 def _log(folder):

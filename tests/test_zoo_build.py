@@ -50,7 +50,7 @@ def recipe():
         **{"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
     }
     settings = read_recipe("cifar10").training.model_dump() | {
-        **{"cycle_steps": [4], "batch_size": 2, "posterior_checkpoints": 2, "posterior_from_fraction": 0.0},
+        **{"cycle_steps": [4], "batch_size": 2, "posterior_checkpoints": 3, "posterior_from_fraction": 0.0},
     }
     classifier = {"architecture": "residual", "width": 2, "epochs": 1}
     noise = {"num_train_timesteps": 50}
@@ -63,6 +63,7 @@ def test_no_image_of_cifar_is_shipped(recipe, data, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(vdu.training.zoo_build, "train_classifier", lambda *a: fit(*a, batch_size=4))
     train(recipe, data, tmp_path / "run")
     _check_other_data(data, tmp_path)
+    _check_passed_checkpoints(data, tmp_path)
     provenance = build_zoo_model(tmp_path / "run", data, tmp_path / "zoo" / "tiny")
     assert not list((tmp_path / "zoo").rglob("*.png"))
     assert provenance["classifier"]["architecture"] == "residual"
@@ -88,6 +89,18 @@ def _check_other_data(data, tmp_path):
     with pytest.raises(VduError, match=r"run was trained on other files than .*other-data holds"):
         build_zoo_model(tmp_path / "run", other, tmp_path / "zoo" / "tiny")
     assert not (tmp_path / "zoo" / "tiny").exists()
+
+
+def _check_passed_checkpoints(data, tmp_path):
+    """Of a recipe that went on from a shorter one, the checkpoints that are there count; none is no posterior."""
+    folder = tmp_path / "passed"
+    shutil.copytree(tmp_path / "run", folder)
+    first, second, _ = sorted((folder / "checkpoints").iterdir())
+    first.unlink()
+    assert build_zoo_model(folder, data, tmp_path / "zoo-of-two")["posterior_checkpoints"] == 2
+    second.unlink()
+    with pytest.raises(VduError, match="needs at least 2 checkpoints, 1 given"):
+        build_zoo_model(folder, data, tmp_path / "zoo-of-one")
 
 
 def _check_own_images(data, tmp_path):

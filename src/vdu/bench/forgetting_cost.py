@@ -25,7 +25,7 @@ from vdu.bench.peak_memory import forget_peak, peak_bytes
 from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_name, zoo_model
 from vdu.detector.contract import Detector, load_detector
-from vdu.errors import VduError
+from vdu.errors import VduError, in_one_line
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, read_inputs
 from vdu.loop import LoopResult, run_loop
@@ -44,7 +44,7 @@ from vdu.weights.parameters import trained_copy
 __all__ = ["measure_cost", "run_forgetting_cost"]
 
 WANTED_PUL_PERCENT = 95.0
-REFUSED = "refused: "
+REFUSED, FAILED = "refused: ", "failed: "
 LOOKS = 10
 MB = 10**6
 
@@ -148,6 +148,8 @@ def _measured(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
             return nothing | {"ended": f"{REFUSED}{error}"}
         except BrokenProcessPool:
             return nothing | {"ended": "the system ended the process"}
+        except Exception as error:  # an own method fails in any way
+            return nothing | {"ended": f"{FAILED}{type(error).__name__}: {in_one_line(error)}"}
 
 
 def _runs(suite: Suite) -> list[Run]:
@@ -169,7 +171,7 @@ def _asked(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
 
 
 def _is_made(path: Path, asked: dict[str, Any]) -> bool:
-    """Whether it is measured, and was not refused: what lacked may be there now.
+    """Whether it is measured, and was neither refused nor failed: what lacked may be there now.
 
     Raises `VduError` for a row that was measured in another way, or with other defaults, than the others will be.
     """
@@ -179,7 +181,7 @@ def _is_made(path: Path, asked: dict[str, Any]) -> bool:
     if {key: found[key] for key in asked} != asked:
         differs = "another model or method, or with other settings or samples"
         raise VduError(f"{path} was measured of {differs}: remove it, or give another --results")
-    return not str(found.get("row", {}).get("ended")).startswith(REFUSED)
+    return not str(found.get("row", {}).get("ended")).startswith((REFUSED, FAILED))
 
 
 def run_forgetting_cost(suite: Suite, results: Path, samples: int, say: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ amount     PUL with its interval, and the ratio of u-FIDs, against how many forg
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from statistics import mean
@@ -125,9 +126,15 @@ def _classes(figure: Any, suite: str, results: Path) -> None:
 AMOUNTS = {"forget_images": "forget images", "checkpoints": "checkpoints of the posterior"}
 
 
+def _method_and_settings(unlearning: dict[str, Any]) -> str:
+    return json.dumps([unlearning["method"], unlearning["settings"]])
+
+
 def _amounts(suite: str, results: Path) -> tuple[str, list[dict[str, Any]]]:
     """What the runs were given more or less of, and the rows that were given some. Raises `VduError` for nothing."""
-    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None]
+    done = [content for content in read_results(suite, results) if "unlearning" in content]
+    arms = {content["row"]["method"]: _method_and_settings(content["unlearning"]) for content in done}
+    rows = [r | {"arm": arms[r["method"]]} for r in read_rows(suite, results) if r["method"] in arms]
     for amount in AMOUNTS:
         given = [r for r in rows if r.get(amount) is not None]
         if len({r[amount] for r in given}) > 1:
@@ -135,14 +142,25 @@ def _amounts(suite: str, results: Path) -> tuple[str, list[dict[str, Any]]]:
     raise VduError(f"no amount plot of {suite}: its runs were all given as many {' and '.join(AMOUNTS.values())}")
 
 
+def _method_names(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """What stands before a line's target: its method, with a label where others have it with other settings."""
+    arms = dict.fromkeys(r["arm"] for r in rows)
+    methods = [json.loads(arm)[0] for arm in arms]
+    if len(arms) == 1:
+        return dict.fromkeys(arms, "")
+    label = {arm: next(str(r["method"]) for r in rows if r["arm"] == arm) for arm in arms}
+    return {a: f"{m} ({label[a]}), " if methods.count(m) > 1 else f"{m}, " for a, m in zip(arms, methods, strict=True)}
+
+
 def _amount(figure: Any, suite: str, results: Path) -> None:
     amount, rows = _amounts(suite, results)
     panels = figure.subplots(1, 2)
-    for target, seed in sorted({(str(r["target"]), r["seed"]) for r in rows}):
-        mine = [r for r in rows if (str(r["target"]), r["seed"]) == (target, seed)]
+    of_method, lines = _method_names(rows), sorted({(r["arm"], str(r["target"]), r["seed"]) for r in rows})
+    for arm, target, seed in lines:
+        mine = [r for r in rows if (r["arm"], str(r["target"]), r["seed"]) == (arm, target, seed)]
         x, pul = [r[amount] for r in mine], [r["pul"] for r in mine]
         reach = [[r["pul"] - r["pul_low"] for r in mine], [r["pul_high"] - r["pul"] for r in mine]]
-        panels[0].errorbar(x, pul, yerr=reach, marker="o", capsize=3, label=f"{target}, seed {seed}")
+        panels[0].errorbar(x, pul, yerr=reach, marker="o", capsize=3, label=f"{of_method[arm]}{target}, seed {seed}")
         panels[1].plot(x, [r.get("u_fid_ratio") for r in mine], marker="o")
     for axes, figures in zip(panels, ("PUL, percent", "u-FID / u-FID of the original"), strict=True):
         axes.set_xscale("log")

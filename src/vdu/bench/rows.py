@@ -92,7 +92,7 @@ def _given(content: dict[str, Any]) -> dict[str, Any]:
 def read_rows(suite: str, results: Path) -> list[dict[str, Any]]:
     """Rows of all finished runs, by method, target and seed. Raises `VduError` where there is no result."""
     rows = [content.get("row", content) | _given(content) for content in read_results(suite, results)]
-    oracles = {(r["target"], r["seed"]): r["u_fid"] for r in rows if r.get("method") == RETRAIN}
+    oracles = {(r["target"], r["seed"]): r.get("u_fid") for r in rows if r.get("method") == RETRAIN}
     rows = [row | _derived(row, oracles) | _cost_ratios(row, rows) for row in rows]
     return sorted(rows, key=lambda r: (r.get("method", ""), str(r.get("target", "")), r.get("seed", 0)))
 

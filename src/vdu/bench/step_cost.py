@@ -39,12 +39,12 @@ BATCH_SIZE = 32
 ROUNDS = 25
 
 
-def _plain(backbone: Backbone, network: nn.Module, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
+def _plain(backbone: Backbone, network: nn.Module, images: torch.Tensor, batch_size: int) -> Callable[[], object]:
     optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-6), Denoising(backbone, images)
     return lambda: descend(optimizer, loss(network, batch_size, generator(0, "cost")))
 
 
-def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:
+def _method(objective: Objective, network: nn.Module) -> Callable[[], object]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
 
     def step() -> None:
@@ -57,10 +57,10 @@ def _method(objective: Objective, network: nn.Module) -> Callable[[], None]:
     return step
 
 
-def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Callable[[], None], int, float]]:
+def _forms(backbone: Backbone, preparation: Preparation) -> dict[str, tuple[Callable[[], object], int, float]]:
     """Name → (step, images per step in units of the batch, extra bytes per parameter)."""
     ascent, count = Ascent(backbone, preparation.forget), sum(p.numel() for p in backbone.network.parameters())
-    forms: dict[str, tuple[Callable[[], None], int, float]] = {}
+    forms: dict[str, tuple[Callable[[], object], int, float]] = {}
     for name, explicit in (("weights, explicit", True), ("weights, proximal", False)):
         network = backbone.trainable_copy()
         weights = WeightStability(network, preparation.posterior, backbone.network)

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vdu.bench.rows import RETRAIN
+from vdu.bounds import Seed
 from vdu.errors import VduError, nearest
 from vdu.evaluation.prompt_attack import AttackBudget
 from vdu.methods import find_method, make_settings
@@ -92,7 +94,7 @@ class Suite(BaseModel):
     name: str
     model: str
     targets: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     samples: int | None = Field(None, ge=100)
     concept: ConceptPlan | None = None
     sampler_steps: int = Field(ge=1)
@@ -191,7 +193,12 @@ def read_suite(
 
 
 def _check_names(suite: Suite) -> None:
-    """Two runs must not write one file."""
+    """Two runs must not write one file, nor one an oracle's."""
+    for field, named in (("seeds", list(map(str, suite.seeds))), ("targets", suite.targets)):
+        if twice := [value for value in named if named.count(value) > 1]:
+            raise VduError(f"suite {suite.name}: {field} has {twice[0]} more than once: name each once")
+    if RETRAIN in suite.methods:
+        raise VduError(f"suite {suite.name}: {RETRAIN!r} is the name of rows of retrained models: give another")
     seen: dict[Path, Run] = {}
     for run in suite.runs():
         other = seen.setdefault(result_path(Path(), suite, run), run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def train_with_average(
     """Train ``model`` in place on ``loss_at(step)``; returns the average, in evaluation mode.
 
     ``after_step(done, average)`` is called after each of the steps that are made now.
-    Raises `VduError` where the state belongs to another run.
+    Raises `VduError` where the state belongs to another run, and for a loss or gradient that is not finite.
     """
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
@@ -99,7 +100,10 @@ def train_with_average(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step)  # of what the network itself draws: dropout
             loss = loss_at(step)
-        descend(optimizer, loss, run.max_gradient_norm)
+        norm = descend(optimizer, loss, run.max_gradient_norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+            kept = f"the state of an earlier step is kept in {run.state}" if run.state.exists() else "nothing is kept"
+            raise VduError(f"loss or gradient not finite at step {step + 1}, {kept}: give a smaller learning_rate")
         log.add(loss.item())
         ema_update(average, model, run.ema_decay, step)
         done = step + 1

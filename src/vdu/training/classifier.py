@@ -83,6 +83,7 @@ def train_classifier(
     they are to be stored (`save_classifier`); the card's figures are those of the stored ones.
     """
     torch.manual_seed(SEED)
+    batch_size = min(batch_size, len(train.images))
     channels, height, width = train.images.shape[1:]
     model = ARCHITECTURES[settings.architecture](channels, len(train.class_names), settings.width, FEATURE_DIMENSIONS)
     _fit(model, train, settings, batch_size)

@@ -89,9 +89,9 @@ def _fill(given: dict[str, Any], run: Path, data: Path, folder: Path) -> dict[st
     write_half_precision(run / "pipeline", folder / "pipeline")
     shutil.copy(run / "log.jsonl", folder / "training-log.jsonl")
     backbone = load_backbone(folder / "pipeline")
-    # Those of the whole recipe only: a run that was gone on with has older ones, too.
-    checkpoints = [checkpoint_path(run, step) for step in sorted(recipe.training.checkpoint_steps())]
-    posterior = from_checkpoints(backbone, checkpoints)
+    # Those of the whole recipe only: a run that was gone on with has older ones, and may have passed some unwritten.
+    wanted = [checkpoint_path(run, step) for step in sorted(recipe.training.checkpoint_steps())]
+    posterior = from_checkpoints(backbone, [path for path in wanted if path.is_file()])
     posterior.save(folder / "posterior.safetensors", torch.bfloat16)
     shutil.copytree(_classifier(recipe, train, test, run), folder / "classifier")
     _write_reference(folder, test)

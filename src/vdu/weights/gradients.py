@@ -15,12 +15,13 @@ def trained(network: nn.Module) -> list[Tensor]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, longest: float = 1.0) -> None:
-    """One step of ``optimizer`` down ``loss``; gradients longer than ``longest`` are cut to it."""
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, longest: float = 1.0) -> float:
+    """One step of ``optimizer`` down ``loss``, its gradient cut to ``longest``; returns how long that was before."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], longest)
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], longest)
     optimizer.step()
+    return float(norm)
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
