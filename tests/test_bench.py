@@ -164,6 +164,8 @@ def test_amount_plot_needs_runs_that_were_given_different_amounts(results, tmp_p
     assert max(len(line.get_xydata()) for line in drawn.axes[0].get_lines() if line.get_marker() == "o") == 1
     named = {text.get_text() for text in drawn.legends[0].get_texts()}
     assert named == {f"{method}, {target}, seed 0" for method in ("vdu", "ga") for target in "ab"}
+    _change(results / "some" / "ga-a-0.json", pul=None, pul_low=None, pul_high=None)  # the original made no "a"
+    assert len(_drawn("amount", results).legends[0].get_texts()) == 3
 
 
 def test_a_table_of_some_targets_is_made_of_their_rows_only(results):

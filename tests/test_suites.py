@@ -42,6 +42,7 @@ def test_shipped_suites_are_valid_and_unknown_names_are_refused(tmp_path):
     [
         (("seeds = [0]", "seeds = [1, 0, 1]"), "seeds has 1 more than once"),
         (('["3"]', '["3", "3"]'), "targets has 3 more than once"),
+        (('method = "ga"', 'method = "ga"\ntargets = ["3", "3"]'), "methods.ga.targets has 3 more than once"),
         (("seeds = [0]", "seeds = [-1]"), "seeds"),
         (("[methods.ga]", "[methods.retrain]"), "'retrain' is the name of rows of retrained models"),
     ],

@@ -134,7 +134,8 @@ def _amounts(suite: str, results: Path) -> tuple[str, list[dict[str, Any]]]:
     """What the runs were given more or less of, and the rows that were given some. Raises `VduError` for nothing."""
     done = [content for content in read_results(suite, results) if "unlearning" in content]
     arms = {content["row"]["method"]: _method_and_settings(content["unlearning"]) for content in done}
-    rows = [r | {"arm": arms[r["method"]]} for r in read_rows(suite, results) if r["method"] in arms]
+    rows = [r for r in read_rows(suite, results) if r.get("pul") is not None and r["method"] in arms]
+    rows = [r | {"arm": arms[r["method"]]} for r in rows]
     for amount in AMOUNTS:
         given = [r for r in rows if r.get(amount) is not None]
         if len({r[amount] for r in given}) > 1:

@@ -194,7 +194,9 @@ def read_suite(
 
 def _check_names(suite: Suite) -> None:
     """Two runs must not write one file, nor one an oracle's."""
-    for field, named in (("seeds", list(map(str, suite.seeds))), ("targets", suite.targets)):
+    lists = {"seeds": list(map(str, suite.seeds)), "targets": suite.targets}
+    lists |= {f"methods.{label}.targets": arm.targets or [] for label, arm in suite.methods.items()}
+    for field, named in lists.items():
         if twice := [value for value in named if named.count(value) > 1]:
             raise VduError(f"suite {suite.name}: {field} has {twice[0]} more than once: name each once")
     if RETRAIN in suite.methods:
