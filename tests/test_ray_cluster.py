@@ -32,8 +32,9 @@ def suite(tmp_path):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Two nodes of one processor each: two workers of one thread have to be on different ones."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a machine that is busy starves the workers
     nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     yield nodes
