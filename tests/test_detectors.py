@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_stable_diffusion import make_tokenizer
@@ -14,6 +15,8 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -87,8 +90,29 @@ def classifier(tmp_path):
 def test_a_classifier_without_its_head_is_no_judge(classifier):
     folder = classifier({0: "cat", 1: "dog"})
     ViTForImageClassification.from_pretrained(folder).vit.save_pretrained(folder)
-    with pytest.raises(VduError, match=r"lacks 'classifier.bias' and 1 more weights, which would be drawn at random"):
+    with pytest.raises(VduError, match=r"lacks 2 weights, 'classifier.bias' first, which would be drawn at random"):
         load_detector(folder)
+
+
+def test_a_classifier_without_counters_of_batches_is_whole(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], id2label={0: "cat", 1: "dog"})
+    model = ResNetForImageClassification(config)
+    kept = {name: x for name, x in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    ViTImageProcessor(size=SIZE).save_pretrained(tmp_path)
+    assert load_detector(tmp_path)(PICTURES).predicted.shape == (5,)
+
+
+def test_class_names_may_be_anything_that_has_an_order():
+    def judge(images):
+        return torch.full((len(images), 2), 0.5)
+
+    for names in (np.array(["cat", "dog"]), {"cat": 0, "dog": 1}.keys(), ("cat", "dog")):
+        judge.class_names = names
+        assert load_detector(judge).class_names == ("cat", "dog")
+    judge.class_names = {"cat", "dog"}
+    with pytest.raises(VduError, match="no list class_names"):
+        load_detector(judge)
 
 
 def test_labels_that_occur_twice_are_told_apart(classifier):

@@ -255,6 +255,15 @@ def test_a_reference_is_read_in_parts_and_must_have_finite_features(tmp_path, mo
     monkeypatch.setattr(reference, "READ_AT_ONCE", 2)
     parts = load_reference(tmp_path, counting, (1, 8, 8))
     assert held == [5, 2, 2, 1]
+    for name in ("0.png", "1.png", "3.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(VduError, match=r"0\.png.*; 2 more cannot be used: 1\.png, 3\.png"):
+        load_reference(tmp_path, detector, (1, 8, 8))
+    some = load_reference(tmp_path, detector, (1, 8, 8), skip_unreadable=True)
+    assert len(some.labels) == 2
+    assert "3 unreadable images were skipped: 0.png, 1.png, 3.png" in some.notices[0]
+    for i in (0, 1, 3):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / f"{i}.png")
     assert torch.equal(parts.features, whole.features)
     assert torch.equal(parts.labels, whole.labels)
     by_spread = replace(detector, judge=lambda x: (detector.judge(x)[0], x[:, 0, 0] / x.flatten(1).std(1)[:, None]))

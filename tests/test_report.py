@@ -195,6 +195,9 @@ def test_a_verdict_says_why_there_is_no_distance(unlearning: dict[str, Any], eva
 def test_what_kid_alone_calls_worse_is_no_success(unlearning: dict[str, Any], evaluation: dict[str, Any]) -> None:
     none = {"u_fid": None, "u_fid_original": None, "distances_missing": "too few"}
     assert outcome(evaluation | none | {"kid": 0.041, "kid_original": 0.04}) == "good"
+    assert outcome(evaluation | none | {"kid": 0.0002, "kid_original": -0.0001}) == "good"
+    for before in (-0.0001, 0.0):
+        assert outcome(evaluation | none | {"kid": 900.0, "kid_original": before}) == "open"
     ruined = evaluation | none | {"kid": 900.0, "kid_original": 0.04}
     assert outcome(ruined) == "open"
     assert "not measured: too few (got worse by KID 900.000, original 0.040; " in verdict(unlearning, ruined)

@@ -42,3 +42,10 @@ def test_every_tensor_is_handed_out_as_precise_as_it_was_given():
         assert first[name].dtype == theirs.dtype
         assert torch.equal(first[name], again[name])
     assert torch.equal(first["conv_out.weight"], moved.state_dict()["conv_out.weight"])
+
+
+def test_the_memory_format_stays():
+    weights = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    after = rounded(weights, torch.float16, torch.Generator().manual_seed(0))
+    assert after.stride() == weights.stride()
+    assert torch.equal(after, rounded(weights.contiguous(), torch.float16, torch.Generator().manual_seed(0)))

@@ -153,12 +153,14 @@ def test_a_teacher_of_another_vae_or_text_encoder_is_refused(tmp_path):
 
     unet = make_xl_pipeline(tmp_path).unet
     unet.conv_out.bias.data.add_(1)
-    half = [copy.deepcopy(part).bfloat16().float() for part in (model.vae, model.text_encoder_2)]
-    assert load_teacher(teacher(unet=unet, vae=half[0], text_encoder_2=half[1]), backbone).sha256
-    for name in ("vae", "text_encoder", "text_encoder_2"):
+    half = {name: copy.deepcopy(getattr(model, name)).bfloat16().float() for name in ("vae", "text_encoder_2")}
+    half["vae"].decoder.conv_out.bias.data.add_(1)  # a decoder for the same latents
+    assert load_teacher(teacher(unet=unet, **half), backbone).sha256
+    for name, said in (("vae", "VAE"), ("text_encoder", "text encoder"), ("text_encoder_2", "text encoder")):
         other = copy.deepcopy(getattr(model, name))
-        next(other.parameters()).data.mul_(1.02)
-        with pytest.raises(VduError, match=f"teacher's {name} is another than the model's"):
+        for parameter in other.parameters():
+            parameter.data.mul_(1.3)
+        with pytest.raises(VduError, match=f"teacher's {said}.* is another than the model's"):
             load_teacher(teacher(unet=unet, **{name: other}), backbone)
     scaled = copy.deepcopy(model.vae)
     scaled.register_to_config(scaling_factor=1.0)

@@ -22,4 +22,5 @@ def rounded(weights: Tensor, dtype: torch.dtype, g: torch.Generator) -> Tensor:
     error = weights - nearest.to(weights.dtype)
     towards = torch.nextafter(nearest, torch.copysign(torch.tensor(torch.inf), error).to(dtype))
     spacing = (towards.to(weights.dtype) - nearest.to(weights.dtype)).abs()
-    return torch.where(torch.rand(weights.shape, generator=g) * spacing < error.abs(), towards, nearest)
+    drawn = torch.empty_like(weights).copy_(torch.rand(weights.shape, generator=g))  # in the weights' memory format
+    return torch.where(drawn * spacing < error.abs(), towards, nearest)

@@ -13,10 +13,12 @@ from vdu.backbone import Backbone, load_backbone, source_of, weights_sha256
 from vdu.backbone.single_file import is_single_file
 from vdu.backbone.stable_diffusion import StableDiffusionBackbone
 from vdu.errors import VduError
+from vdu.seeding import generator
 
 __all__ = ["Teacher", "is_only_file", "load_teacher"]
 
-ROUNDING = 0.004  # of a tensor's norm; to bfloat16 it is 0.002
+PROBE_TEXTS = ("", "a photograph of a red house")
+LARGEST_DIFFERENCE = 0.05  # of what they say, between copies of different precision
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,14 @@ def _check_same_language(other: Backbone, backbone: Backbone) -> None:
     """Raise `VduError` where a teacher, which is asked in the model's latents and text encodings, learned others."""
     if not isinstance(other, StableDiffusionBackbone) or not isinstance(backbone, StableDiffusionBackbone):
         return
-    parts = ["vae", *(encoder for _, encoder in backbone.text_parts)]
-    theirs, ours = ([b.vae, *b.text_encoders] for b in (other, backbone))
-    for name, a, b in zip(parts, theirs, ours, strict=True):
-        if not _alike(a, b):
-            raise VduError(f"the teacher's {name} is another than the model's: give a teacher that was trained with it")
-    if other.vae.config.scaling_factor != backbone.vae.config.scaling_factor:
-        raise VduError("the teacher's VAE has another scaling_factor than the model's: give a like teacher")
-
-
-def _alike(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules have the same weights but for the rounding to half precision."""
-    x, y = a.state_dict(), b.state_dict()
-    if x.keys() != y.keys() or any(x[name].shape != y[name].shape for name in x):
-        return False
-    pairs = ((x[name].cpu().float(), y[name].cpu().float()) for name in x)
-    return all(float((p - q).norm()) <= ROUNDING * float(q.norm()) for p, q in pairs)
+    picture = torch.rand(1, *backbone.shape, generator=generator(0, "probe")) * 2 - 1
+    spoken = {
+        "VAE (or its scaling_factor)": [b.encode(picture) for b in (other, backbone)],
+        "text encoder": [b.states_of(PROBE_TEXTS).cpu() for b in (other, backbone)],
+    }
+    for part, (theirs, ours) in spoken.items():
+        if theirs.shape != ours.shape or (theirs - ours).norm() > LARGEST_DIFFERENCE * ours.norm():
+            raise VduError(f"the teacher's {part} is another than the model's: give a teacher that was trained with it")
 
 
 def load_teacher(model: Any, backbone: Backbone, config: str | Path | None = None) -> Teacher:

@@ -21,7 +21,7 @@ from PIL import Image
 from vdu.bench.class_runs import ClassRuns
 from vdu.bench.concept_runs import ConceptRuns
 from vdu.bench.given import given_images, require_inputs
-from vdu.bench.made_rows import FAILED, REFUSED, MadeRows, asked_of
+from vdu.bench.made_rows import FAILED, REFUSED, MadeRows, asked_of, finished
 from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_path, zoo_model
 from vdu.errors import VduError, in_one_line
@@ -155,10 +155,10 @@ def write_result(made: Made, path: Path) -> None:
     write_record(path, made.result)
 
 
-def _left(missing: list[Run], rows: MadeRows, say: Callable[[str], None]) -> Iterator[Run]:
+def _left(missing: list[Run], suite: Suite, results: Path, say: Callable[[str], None]) -> Iterator[Run]:
     """Those that are still missing when their turn comes: another process may make runs of the same suite."""
     for run in missing:
-        if rows.has(run):
+        if finished(result_path(results, suite, run)) is not None:
             say(f"{run.name}: made meanwhile by another process")
         else:
             yield run
@@ -182,7 +182,7 @@ def run_suite(
     if not missing:
         return
     refuse_existing(result_path(results, suite, missing[0]), overwrite=True)
-    left = _left(missing, rows, say)
+    left = _left(missing, suite, results, say)
     if cluster is None:
         made_runs = _in_processes(suite, left, jobs)
     else:

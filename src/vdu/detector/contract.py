@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
 
 DEFAULT_THRESHOLD = 0.5
 SUM_TOLERANCE = 0.02  # of half precision
+NO_LIST = (str, set, frozenset)  # the order of a set differs by process
 AT_ONCE = 256  # pictures that a user's function is given
 
 
@@ -119,9 +120,10 @@ def _from_transformers(folder: Path) -> Detector:
         model, loaded = opened(folder, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         raise VduError(f"cannot load {folder} as an image classifier ({in_one_line(error)})") from error
-    if absent := sorted(loaded["missing_keys"]):
-        more = f"{absent[0]!r} and {len(absent) - 1} more weights"
-        raise VduError(f"{folder} is no whole image classifier: it lacks {more}, which would be drawn at random")
+    weights = {name for name, _ in model.named_parameters()}  # a counter of batches says nothing
+    if absent := sorted(weights & set(loaded["missing_keys"])):
+        lacks = f"{len(absent)} weights, {absent[0]!r} first, which would be drawn at random"
+        raise VduError(f"{folder} is no whole image classifier: it lacks {lacks}")
     model.eval()
 
     @torch.inference_mode()
@@ -173,7 +175,7 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
 
 def _from_function(function: Function, spec: str) -> Detector:
     given = getattr(function, "class_names", ())
-    names = tuple(str(n) for n in given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    names = tuple(str(n) for n in given) if isinstance(given, Iterable) and not isinstance(given, NO_LIST) else ()
     if len(names) < 2 or len(set(names)) < len(names):
         raise VduError(f"{spec} has no list class_names of two or more different names: set it to those of its columns")
     try:

@@ -6,10 +6,7 @@ one sub-folder a class where the detector's class names are sub-folder names, el
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +14,7 @@ from torch import Tensor
 
 from vdu.detector.contract import Detection, Detector
 from vdu.errors import VduError, nearest
-from vdu.images.image_set import ImageSet, image_paths, load_image_set
+from vdu.images.image_set import image_paths, read_files
 from vdu.weights.checkpoint import read_tensors, write_tensors
 
 __all__ = ["Reference", "load_reference"]
@@ -69,7 +66,7 @@ def load_reference(
     folders = [path / name for name in named] if named else [path]
     detections, notices = [], []
     for folder in folders:
-        seen, said = _seen_in(folder, detector, partial(load_image_set, shape=shape, skip_unreadable=skip_unreadable))
+        seen, said = _seen_in(folder, detector, shape, skip_unreadable)
         detections.append(seen)
         notices += [f"{folder.name}: {notice}" for notice in said]
     if any(d.features is None for d in detections):
@@ -85,18 +82,31 @@ def load_reference(
     return _finite(Reference(features, labels, tuple(notices)), path)
 
 
-def _seen_in(folder: Path, detector: Detector, read: Callable[..., ImageSet]) -> tuple[Detection, list[str]]:
+def _seen_in(
+    folder: Path, detector: Detector, shape: tuple[int, int, int], skip_unreadable: bool
+) -> tuple[Detection, list[str]]:
     """What the detector says of a folder's images, of which no more than `READ_AT_ONCE` are held, and the notices."""
     paths, ignored = image_paths(folder, "reference")
-    parts = torch.arange(len(paths)).tensor_split(math.ceil(len(paths) / READ_AT_ONCE))
-    detections, notices = [], list(ignored)
-    for part in parts:
-        real = read([paths[i] for i in part.tolist()], called="reference")
-        detections.append(detector(real.images))
-        notices += [notice for notice in real.notices if notice not in notices]
+    held: list[Tensor] = []
+    detections: list[Detection] = []
+
+    def judge() -> None:
+        detections.append(detector(torch.stack(held)))
+        held.clear()
+
+    def take(image: Tensor) -> None:
+        held.append(image)
+        if len(held) == READ_AT_ONCE:
+            judge()
+
+    notices, kept = read_files(paths, shape, skip_unreadable, take)
+    if not kept:
+        raise VduError("the reference set is empty: give at least one readable image")
+    if held:
+        judge()
     features = [d.features for d in detections if d.features is not None]
     whole = torch.cat(features) if len(features) == len(detections) else None
-    return Detection(torch.cat([d.predicted for d in detections]), whole), notices
+    return Detection(torch.cat([d.predicted for d in detections]), whole), sorted(notices | set(ignored))
 
 
 def _finite(reference: Reference, path: Path) -> Reference:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def image_paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The pictures' files below ``folder``, and what is to be said of others. Raises `VduError` where there is none."""
     if not folder.exists():
         raise VduError(f"no folder {folder}: give --{called} a folder of images")
     if not folder.is_dir():
@@ -179,10 +180,13 @@ def image_paths(folder: Path, called: str) -> tuple[list[Path], tuple[str, ...]]
     return images, ((f"{ignored} files that are not images were ignored",) if ignored else ())
 
 
-def _from_files(
-    paths: Iterable[Path], shape: tuple[int, int, int], skip_unreadable: bool
-) -> tuple[list[Tensor], set[str], tuple[Path, ...]]:
-    tensors: list[Tensor] = []
+def read_files(
+    paths: Iterable[Path], shape: tuple[int, int, int], skip_unreadable: bool, take: Callable[[Tensor], None]
+) -> tuple[set[str], tuple[Path, ...]]:
+    """Give each picture ``(C, H, W)`` to ``take``; returns notices and which files were read.
+
+    Raises `VduError` for files that cannot be used, when all have been tried.
+    """
     notices: set[str] = set()
     skipped: list[str] = []
     kept: list[Path] = []
@@ -200,14 +204,14 @@ def _from_files(
             continue
         if pictures > 1:
             said.add("of files with several pictures the first was taken")
-        tensors.append(tensor)
+        take(tensor)
         kept.append(path)
         notices |= said
     if unfit:
         raise _all_unfit(unfit)
     if skipped:
         notices.add(f"{len(skipped)} unreadable images were skipped: {', '.join(skipped[:NAMED])}")
-    return tensors, notices, tuple(kept)
+    return notices, tuple(kept)
 
 
 def _all_unfit(unfit: list[tuple[Path, VduError]]) -> VduError:
@@ -263,6 +267,7 @@ def load_image_set(
     Raises `VduError` for a missing or empty folder, an unreadable image (named), or one that does not fit the model.
     """
     notices: set[str] = set()
+    tensors: list[Tensor] = []
     files: tuple[Path, ...] = ()
     if isinstance(source, Image.Image):
         source = [source]
@@ -271,12 +276,12 @@ def load_image_set(
         tensors = list(given)
     elif isinstance(source, (str, Path)):
         paths, ignored = image_paths(Path(source), called)
-        tensors, notices, files = _from_files(paths, shape, skip_unreadable)
+        notices, files = read_files(paths, shape, skip_unreadable, tensors.append)
         notices |= set(ignored)
     elif isinstance(source, dict) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise VduError(f"the {called} set is a {type(source).__name__}: give {ACCEPTED}")
     elif isinstance(source, (list, tuple)) and source and all(isinstance(p, (str, Path)) for p in source):
-        tensors, notices, files = _from_files([Path(p) for p in source], shape, skip_unreadable)
+        notices, files = read_files([Path(p) for p in source], shape, skip_unreadable, tensors.append)
     else:
         tensors, notices = _from_rows(source, shape, called)
     if not tensors:

@@ -12,6 +12,7 @@ FORGOTTEN_FROM = 50.0  # the PUL interval's low end, in percent
 NEARLY_ALL = 90.0  # PUL, in percent
 NONE_RISE = 3.0  # points of "none" that quality may cost, where the rise's interval excludes zero
 FID_RATIO = 1.15
+CHANCE_OF_KID = 10  # times how far under 0 the original's is
 BLIND_FROM = 30.0  # percent of the original's pictures in which a detector sees no class
 
 
@@ -55,8 +56,11 @@ def quality_losses(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _kid_rose(evaluation: dict[str, Any]) -> bool:
+    """KID is unbiased: at or under 0 the original is as near as chance tells, and no ratio says how much more is."""
     kid, before = finite(evaluation.get("kid")), finite(evaluation.get("kid_original"))
-    return kid is not None and before is not None and kid > FID_RATIO * before > 0
+    if kid is None or before is None:
+        return False
+    return kid > (FID_RATIO * before if before > 0 else CHANCE_OF_KID * -before)
 
 
 def _distance_clause(evaluation: dict[str, Any]) -> str:
