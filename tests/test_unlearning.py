@@ -142,7 +142,7 @@ def test_networks_that_cannot_be_used_are_refused(forget):
     for scheduler, said in (
         (FlowMatchEulerDiscreteScheduler(), "prediction type None"),
         (EDMEulerScheduler(), "schedule of EDMEulerScheduler"),
-        (EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.5, trained_betas=[0.3] * 10), None),
+        (EulerDiscreteScheduler(10, beta_start=1e-4, beta_end=0.5, trained_betas=[0.3] * 10), None),
     ):
         if said is None:
             assert len(load_backbone(DDPMPipeline(pipeline.unet, scheduler)).alpha_bar) == 10
