@@ -11,7 +11,8 @@ which the pipeline guides away from. The VAE overflows in float16; the base clas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -59,15 +60,19 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
             return words, pooled
         return torch.where(empty[:, None, None], no_words, words), torch.where(empty[:, None], no_pooled, pooled)
 
-    @torch.no_grad()
     def states_of(self, texts: Sequence[str]) -> Tensor:
         """As for Stable Diffusion 1.x: the empty text is read too, so that it is not ∅ here."""
         states, empty = super().states_of(texts), torch.tensor([not text for text in texts])
         if not empty.any():
             return states
+        return torch.where(empty.to(states.device)[:, None, None], self._states_of_empty_text.to(states), states)
+
+    @cached_property
+    @torch.no_grad()
+    def _states_of_empty_text(self) -> Tensor:
         with self.placed_text():
-            read = self.pipeline.encode_prompt([""], device=self.device, do_classifier_free_guidance=False)[0]
-        return torch.where(empty.to(states.device)[:, None, None], read.to(states), states)
+            states, *_ = self.pipeline.encode_prompt([""], device=self.device, do_classifier_free_guidance=False)
+        return cast(Tensor, states)
 
     def _asked(self, encodings: tuple[Tensor, ...]) -> dict[str, Any]:
         words, pooled = encodings

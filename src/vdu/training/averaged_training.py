@@ -100,11 +100,11 @@ def train_with_average(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step)  # of what the network itself draws: dropout
             loss = loss_at(step)
-        norm = descend(optimizer, loss, run.max_gradient_norm)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+        norm, value = descend(optimizer, loss, run.max_gradient_norm), loss.item()
+        if not (math.isfinite(value) and norm.isfinite()):
             kept = f"the state of an earlier step is kept in {run.state}" if run.state.exists() else "nothing is kept"
             raise VduError(f"loss or gradient not finite at step {step + 1}, {kept}: give a smaller learning_rate")
-        log.add(loss.item())
+        log.add(value)
         ema_update(average, model, run.ema_decay, step)
         done = step + 1
         state_is_due = done % run.state_every_steps == 0

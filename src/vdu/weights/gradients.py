@@ -15,13 +15,13 @@ def trained(network: nn.Module) -> list[Tensor]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, longest: float = 1.0) -> float:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, longest: float = 1.0) -> Tensor:
     """One step of ``optimizer`` down ``loss``, its gradient cut to ``longest``; returns how long that was before."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], longest)
     optimizer.step()
-    return float(norm)
+    return norm
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
