@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["VduError", "in_one_line", "nearest", "out_of_memory"]
+__all__ = ["VduError", "in_one_line", "nearest", "out_of_memory", "with_kind"]
 
 MOST_CHARACTERS = 200
 REFUSED = ("out of memory", "alloc", "memory object")  # what torch says of an allocation that it was not given
@@ -27,6 +27,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def in_one_line(error: Exception) -> str:
     """The start of what another library's error says, for the end of one of ours."""
     return " ".join(str(error).split())[:MOST_CHARACTERS]
+
+
+def with_kind(error: Exception) -> str:
+    """As `in_one_line`, after the error's class: of code that may fail in any way."""
+    return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vdu.errors import VduError, in_one_line
+from vdu.errors import VduError, with_kind
 
 __all__ = ["named_object"]
 
@@ -22,4 +22,4 @@ def named_object(spec: str, wanted: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except Exception as error:  # the user's own file may fail in any way while it is imported
-        raise VduError(f"{wanted} ({type(error).__name__}: {in_one_line(error)})") from error
+        raise VduError(f"{wanted} ({with_kind(error)})") from error

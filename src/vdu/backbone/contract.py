@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vdu.backbone.features import features_taken
 from vdu.backbone.low_rank import merged_state
 from vdu.backbone.rounding import rounded
-from vdu.errors import VduError, in_one_line
+from vdu.errors import VduError, with_kind
 from vdu.hashing import tensors_sha256
 from vdu.prompts import Prompts
 from vdu.seeding import generator
@@ -238,7 +238,7 @@ class Backbone(ABC):
         try:
             output, _ = self.original_with_features(x_t, torch.tensor([0, self.timesteps - 1], device=self.device))
         except Exception as error:  # a network may be put together in any way
-            said = f"{type(error).__name__}: {in_one_line(error)}"
+            said = with_kind(error)
             raise VduError(f"the network cannot be asked about a picture of its size ({said}): give another") from error
         self.passes = asked
         for t, x in zip((0, self.timesteps - 1), output, strict=True):

@@ -25,7 +25,7 @@ from vdu.bench.peak_memory import forget_peak, peak_bytes
 from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_name, zoo_model
 from vdu.detector.contract import Detector, load_detector
-from vdu.errors import VduError, in_one_line
+from vdu.errors import VduError, with_kind
 from vdu.guard import Check, Guard
 from vdu.inputs import Given, read_inputs
 from vdu.loop import LoopResult, run_loop
@@ -149,7 +149,7 @@ def _measured(suite: Suite, run: Run, samples: int) -> dict[str, Any]:
         except BrokenProcessPool:
             return nothing | {"ended": "the system ended the process"}
         except Exception as error:  # an own method fails in any way
-            return nothing | {"ended": f"{FAILED}{type(error).__name__}: {in_one_line(error)}"}
+            return nothing | {"ended": f"{FAILED}{with_kind(error)}"}
 
 
 def _runs(suite: Suite) -> list[Run]:

@@ -24,7 +24,7 @@ from vdu.bench.given import given_images, require_inputs
 from vdu.bench.made_rows import FAILED, REFUSED, MadeRows, asked_of, finished
 from vdu.bench.processes import processes
 from vdu.bench.suite import Run, Suite, result_path, zoo_model
-from vdu.errors import VduError, in_one_line
+from vdu.errors import VduError, with_kind
 from vdu.model_zoo import ZooModel
 from vdu.output import refuse_existing, replacing
 from vdu.quiet import quiet
@@ -100,7 +100,7 @@ class Worker:
         try:
             result, picture = _result(self.suite, self.runs, run)
         except Exception as error:  # a method, model or judge of the user's own fails in any way
-            reason = str(error) if isinstance(error, VduError) else f"{type(error).__name__}: {in_one_line(error)}"
+            reason = str(error) if isinstance(error, VduError) else with_kind(error)
             result, picture = {"status": FAILED, "reason": reason} | run.heading, None
         return Made(run, result | {"asked": asked_of(self.suite, run)}, picture, self._said(result))
 

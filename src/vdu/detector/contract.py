@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vdu.detector.classifier import load_classifier, predict
-from vdu.errors import VduError, in_one_line, nearest
+from vdu.errors import VduError, in_one_line, nearest, with_kind
 from vdu.hashing import files_sha256, source_sha256
 from vdu.images.image_set import ImageSet, to_bytes
 from vdu.named_object import named_object
@@ -74,7 +74,7 @@ class Detector:
         except VduError:
             raise
         except Exception as error:  # a model may be put together in any way
-            said = f"{type(error).__name__}: {in_one_line(error)}"
+            said = with_kind(error)
             raise VduError(f"the detector {self.name} cannot look at pictures of {shape} ({said})") from error
 
     @property
@@ -169,7 +169,7 @@ def _asked(function: Function, spec: str, images: Tensor) -> Any:
     try:
         return function(images)
     except Exception as error:  # the user's own function may fail in any way
-        said = f"{type(error).__name__}: {in_one_line(error)}"
+        said = with_kind(error)
         raise VduError(f"{spec} failed on {len(images)} images ({said})") from error
 
 
